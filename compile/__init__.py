@@ -1,1 +1,1 @@
-"""Part of limbeck."""
+"""Everything before the weights: split, optimize, synthesize, label and curate."""

@@ -1,1 +1,56 @@
-"""Part of limbeck."""
+"""From tens of labels to a small model its user owns.
+
+>>> import limbeck
+>>> task = limbeck.task_from_labels("labels.jsonl", output="label")  # doctest: +SKIP
+>>> student = limbeck.run(task, out="runs/tickets")  # doctest: +SKIP
+
+Names load on first use: `import limbeck` costs milliseconds, torch and dspy come with what needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.finetune.bootstrap import BootstrapFinetune
+    from limbeck.finetune.provider import LoRAProvider
+    from limbeck.models.adapter import CompactAdapter
+    from limbeck.models.lm import LM
+    from limbeck.models.names import connect
+    from limbeck.pipeline import run
+    from limbeck.task import Task, task_from_labels
+
+__version__ = "0.1.0"
+__all__ = [
+    "LM",
+    "BootstrapFinetune",
+    "CompactAdapter",
+    "LoRAProvider",
+    "Task",
+    "__version__",
+    "connect",
+    "run",
+    "task_from_labels",
+]
+
+_HOMES = {
+    "BootstrapFinetune": "limbeck.finetune.bootstrap",
+    "CompactAdapter": "limbeck.models.adapter",
+    "LM": "limbeck.models.lm",
+    "LoRAProvider": "limbeck.finetune.provider",
+    "Task": "limbeck.task",
+    "connect": "limbeck.models.names",
+    "run": "limbeck.pipeline",
+    "task_from_labels": "limbeck.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

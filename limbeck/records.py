@@ -54,7 +54,9 @@ class Record:
 
     `outputs` maps every output field to its value. `soft` is the label distribution of the program's one
     closed field, `soft_source` says where its numbers come from: "exact", "logprobs", "votes:K",
-    "calibrated" or "" for none. `scores` holds every vote and verifier result by name.
+    "calibrated" or "" for none. `scores` holds every vote and verifier result by name. `calls` is the trace of
+    a program of several predictors: one {"predictor", "inputs", "outputs"} per call, in order; empty where the
+    one predictor's call follows from inputs, outputs and rationale.
     """
 
     inputs: Mapping[str, Any]
@@ -63,6 +65,7 @@ class Record:
     soft: Mapping[str, float] | None = None
     soft_source: str = ""
     rationale: str = ""
+    calls: tuple[Mapping[str, Any], ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     weight: float = 1.0
     kept: bool = True
@@ -83,7 +86,7 @@ class Record:
         return replace(self, kept=False, reason=reason)
 
 
-_JSON_COLUMNS = ("inputs", "outputs", "soft", "scores")
+_JSON_COLUMNS = ("inputs", "outputs", "soft", "scores", "calls")
 
 
 def _to_row(record: Record) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def _from_row(row: dict[str, Any]) -> Record:
     provenance["parents"] = tuple(provenance["parents"])
     for name in _JSON_COLUMNS:
         row[name] = json.loads(row[name])
+    row["calls"] = tuple(row["calls"])
     return Record(provenance=Provenance(**provenance), **row)
 
 
@@ -124,7 +128,7 @@ def write_records(records: Iterable[Record], path: Path) -> None:
 
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    table: Any = cast(Any, pa.Table).from_pylist([_to_row(r) for r in records])
+    table: Any = cast(Any, pa).Table.from_pylist([_to_row(r) for r in records])
     cast(Any, pq).write_table(table, part)
     part.replace(path)
 

@@ -1,1 +1,1 @@
-"""Part of limbeck."""
+"""Every contract with a language model, as DSPy signatures."""

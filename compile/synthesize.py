@@ -1,0 +1,333 @@
+"""Label-conditioned generation: choose the label first, then have an input written for it.
+
+Generating the input is the easy direction (Josifoski et al. 2023, arXiv:2303.04132), and it gives control
+over the label distribution. Variety comes from attributes (Yu et al. 2023, arXiv:2306.15895), from
+demonstrations drawn anew for every block and wave, and from a seed per call. A block's prompts never show its
+gold fold.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import dspy
+
+from limbeck.compile.attributes import Attributes, lengths_of, propose
+from limbeck.compile.concurrent import concurrently
+from limbeck.compile.dedup import normalize, record_text
+from limbeck.errors import BudgetExceeded, InputError, StageEmpty
+from limbeck.programs.generate import Condition, InputWriter, TopicProposer
+from limbeck.records import CHECKED, Provenance, Record, stable_hash
+
+METHOD = "label_conditioned"
+Distribution = Literal["uniform", "observed"] | Mapping[str, float]
+Progress = Callable[[int, int], None]
+# Longer inputs, or inputs of several lines, are written one a call.
+_MAX_LINE_WORDS = 60
+_TOKENS_PER_WORD = 2.0
+_SHOWN = 160
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """What is written and what it may cost.
+
+    `total` inputs over the labels by `distribution`; at most `max_calls` calls (None: twice what is needed
+    if every call gave what it was asked for), `per_call` texts each. StageEmpty when `patience` calls give
+    nothing new. `demos` rows of the label and two other labels' rows stand in each prompt.
+    """
+
+    total: int = 240
+    distribution: Distribution = "uniform"
+    per_call: int = 5
+    demos: int = 4
+    other_labels: int = 2
+    temperature: float = 1.0
+    topics: bool = True
+    max_calls: int | None = None
+    patience: int = 24
+    threads: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the writer knows of the task: its fields, labels and gold rows with their folds.
+
+    `fields` maps the input fields to their types. `folds` names each gold row's fold, () for none.
+    """
+
+    fields: Mapping[str, Any]
+    instructions: str
+    gold: tuple[Record, ...]
+    folds: tuple[int, ...] = ()
+    label_field: str = ""
+    labels: tuple[str, ...] = ()
+    meanings: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The folds to keep out in turn; (-1,) where nothing is kept out."""
+        found = tuple(sorted(set(self.folds)))
+        return found if len(found) > 1 else (-1,)
+
+    def shown(self, block: int, label: str | None = None) -> list[Record]:
+        """Return the gold rows that a block's prompts may show, of one label or of all."""
+        folds = self.folds or (-2,) * len(self.gold)
+        rows = [row for row, fold in zip(self.gold, folds, strict=True) if fold != block]
+        return rows if label is None else [r for r in rows if str(r.outputs.get(self.label_field)) == label]
+
+    @property
+    def one_line(self) -> bool:
+        """Whether an input is one short text, so that a call can write several."""
+        texts = [str(value) for row in self.gold for value in row.inputs.values()]
+        short = all("\n" not in text.strip() and len(text.split()) <= _MAX_LINE_WORDS for text in texts)
+        return len(self.fields) == 1 and short
+
+    @property
+    def tokens(self) -> int:
+        """A generous number of tokens for one input: twice the words of the longest tenth, and some."""
+        words = max(lengths_of([record_text(row.inputs) for row in self.gold]))
+        return int(words * _TOKENS_PER_WORD) + 8 + 16 * len(self.fields)
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """The records written, with what it took: calls, calls that gave nothing, and written inputs by label.
+
+    Copies are still among the records; `new` counts each input once, `wanted` is what was asked for.
+    """
+
+    records: tuple[Record, ...]
+    calls: int
+    failed: int
+    wanted: Mapping[str, int]
+    new: Mapping[str, int]
+    attributes: Attributes
+
+
+def synthesize(
+    source: Source,
+    *,
+    lm: dspy.LM,
+    adapter: Any,
+    config: SynthesisConfig | None = None,
+    progress: Progress | None = None,
+) -> Synthesis:
+    """Return records of written inputs with the labels they were written for, the same for the same seed.
+
+    Works in waves: each asks for what is still missing of every label, with demonstrations drawn anew.
+    `progress` gets (new inputs, inputs wanted). Raises InputError for a distribution over unknown labels,
+    StageEmpty when nothing new comes; BudgetExceeded and KeyboardInterrupt pass through.
+    """
+    config = config or SynthesisConfig()
+    wanted = label_counts(source, config)
+    attributes = _attributes(source, lm, adapter, config)
+    writer = InputWriter(
+        source.fields,
+        source.instructions,
+        labelled=True,
+        described=bool(source.meanings),
+        several=source.one_line,
+    )
+    run = _Run(source, writer, lm, adapter, config, wanted, progress)
+    per_call = config.per_call if writer.several else 1
+    limit = config.max_calls or 2 * sum(-(-n // per_call) for n in wanted.values())
+    wave = 0
+    while run.calls < limit and (jobs := run.plan(attributes, wave, per_call)[: limit - run.calls]):
+        before = sum(run.new.values())
+        run.write(jobs)
+        wave += 1
+        if sum(run.new.values()) == before:
+            break
+    if not run.records:
+        raise run.empty()
+    return Synthesis(tuple(run.records), run.calls, run.failed, wanted, dict(run.new), attributes)
+
+
+def label_counts(source: Source, config: SynthesisConfig) -> dict[str, int]:
+    """Return how many inputs to write for each label; they sum to `config.total` (largest remainders)."""
+    labels, given = source.labels, config.distribution
+    if given == "uniform":
+        shares = dict.fromkeys(labels, 1.0)
+    elif given == "observed":
+        seen = Counter(str(row.outputs.get(source.label_field)) for row in source.gold)
+        shares = {label: float(seen[label]) for label in labels}
+    else:
+        shares = {label: float(n) for label, n in given.items()}
+        unknown = sorted(set(shares) - set(labels))
+        if unknown or min(shares.values(), default=0.0) < 0:
+            raise InputError(f"label distribution over {unknown or shares}", valid=", ".join(labels))
+    total = sum(shares.values())
+    if total <= 0:
+        raise InputError("a label distribution needs a share above 0", valid=", ".join(labels))
+    exact = {label: config.total * share / total for label, share in shares.items()}
+    counts = {label: int(n) for label, n in exact.items()}
+    rest = sorted(exact, key=lambda label: counts[label] - exact[label])
+    for label in rest[: config.total - sum(counts.values())]:
+        counts[label] += 1
+    return counts
+
+
+class _Prompt(NamedTuple):
+    """The demonstrations of a prompt, and the ids of those gold rows that have the wanted label."""
+
+    demos: tuple[dspy.Example, ...]
+    parents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call: what to write, shown what, and under which seed."""
+
+    condition: Condition
+    count: int
+    block: int
+    prompt: _Prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Written:
+    rows: tuple[Mapping[str, Any], ...]
+    error: str = ""
+
+
+@dataclass
+class _Run:
+    """The state of one synthesis: what has been written so far."""
+
+    source: Source
+    writer: InputWriter
+    lm: dspy.LM
+    adapter: Any
+    config: SynthesisConfig
+    wanted: Mapping[str, int]
+    progress: Progress | None
+    records: list[Record] = field(default_factory=list[Record])
+    new: Counter[str] = field(default_factory=Counter[str])
+    calls: int = 0
+    failed: int = 0
+    first_error: str = ""
+
+    def __post_init__(self) -> None:
+        self.seen = {normalize(record_text(row.inputs)) for row in self.source.gold}
+
+    def plan(self, attributes: Attributes, wave: int, per_call: int) -> list[_Job]:
+        """Return the calls that would fill what is missing, prompts with a common beginning together."""
+        jobs: list[_Job] = []
+        blocks, prompts = self.source.blocks, dict[tuple[str, int], _Prompt]()
+        for turn, (label, wanted) in enumerate(self.wanted.items()):
+            calls = -(-max(0, wanted - self.new[label]) // per_call)
+            for i, style in enumerate(attributes.styles(label, calls, self.config.seed + wave)):
+                # Labels begin with different blocks: with one call a label, all blocks are still used.
+                block = blocks[(i + turn + wave) % len(blocks)]
+                if (label, block) not in prompts:
+                    prompts[label, block] = self._prompt(label, block, wave)
+                condition = Condition(label, self.source.meanings.get(label, ""), style)
+                seed = int(stable_hash([self.config.seed, wave, label, i])[:7], 16)
+                jobs.append(_Job(condition, per_call, block, prompts[label, block], seed))
+        return sorted(jobs, key=lambda job: job.block)
+
+    def write(self, jobs: Sequence[_Job]) -> None:
+        """Make the calls and keep what they give, in the order of the jobs."""
+        arrived: Counter[str] = Counter()
+
+        def watch(written: _Written) -> None:
+            arrived["calls"] += 1
+            arrived["rows"] += len(written.rows)
+            self.first_error = self.first_error or written.error
+            if not arrived["rows"] and not self.records and arrived["calls"] >= self.config.patience:
+                raise self.empty(arrived["calls"])
+            if self.progress is not None:
+                goal = sum(self.wanted.values())
+                self.progress(min(goal, sum(self.new.values()) + arrived["rows"]), goal)
+
+        results = concurrently(self._call, jobs, threads=self.config.threads, done=watch)
+        for job, written in zip(jobs, results, strict=True):
+            self.calls += 1
+            self.failed += not written.rows
+            for row in written.rows:
+                self._keep(row, job)
+
+    def empty(self, calls: int = 0) -> StageEmpty:
+        """Return the error that says why nothing was written."""
+        return StageEmpty(
+            f"synthesis gave no input in {calls or self.calls} calls; the first answer: {self.first_error}",
+            hint="give --unlabeled rows, or a larger --teacher",
+        )
+
+    def _call(self, job: _Job) -> _Written:
+        config = {
+            "temperature": self.config.temperature,
+            "max_tokens": self.source.tokens * job.count,
+            "rollout_id": job.seed,
+        }
+        with dspy.context(lm=self.lm, adapter=self.adapter, trace=None):
+            try:
+                made: Any = self.writer(job.condition, count=job.count, demos=job.prompt.demos, config=config)
+            except BudgetExceeded:
+                raise
+            except Exception as error:  # one unparsable answer never ends a stage
+                return _Written((), f"{type(error).__name__}: {error}"[:_SHOWN])
+        return _Written(tuple(made.rows), "" if made.rows else "no line that is a text")
+
+    def _keep(self, row: Mapping[str, Any], job: _Job) -> None:
+        origin = Provenance(
+            METHOD,
+            parents=job.prompt.parents,
+            teacher=str(self.lm.model),
+            prompt_hash=stable_hash([self.source.instructions, [dict(d.items()) for d in job.prompt.demos]]),
+            seed=job.seed,
+            level=CHECKED,
+            block=job.block,
+            attributes=job.condition.style,
+        )
+        self.records.append(Record(dict(row), {self.source.label_field: job.condition.label}, origin))
+        text = normalize(record_text(row))
+        if text and text not in self.seen:
+            self.seen.add(text)
+            self.new[job.condition.label] += 1
+
+    def _prompt(self, label: str, block: int, wave: int) -> _Prompt:
+        """Return demonstrations of other labels, the same for all labels of a block, then of this one."""
+        rng = random.Random(f"{self.config.seed}:{wave}:{block}")
+        others = rng.sample(self.source.labels, len(self.source.labels))
+        chosen = [o for o in others[: self.config.other_labels + 1] if o != label][: self.config.other_labels]
+        demos: list[dspy.Example] = []
+        shown: list[Record] = []
+        for name in (*chosen, label):
+            rows = self.source.shown(block, name)
+            size = self.config.demos if name == label else max(1, self.config.demos - 1)
+            draw = random.Random(f"{self.config.seed}:{wave}:{block}:{name}")
+            picked = draw.sample(rows, min(size, len(rows)))
+            condition = Condition(name, self.source.meanings.get(name, ""))
+            demos += self.writer.demos([r.inputs for r in picked], condition)
+            shown += picked if name == label else []
+        return _Prompt(tuple(demos), tuple(row.id for row in shown))
+
+
+def _attributes(source: Source, lm: dspy.LM, adapter: Any, config: SynthesisConfig) -> Attributes:
+    texts = [record_text(row.inputs) for row in source.gold]
+    if not config.topics:
+        return Attributes(lengths_of(texts))
+    proposer = TopicProposer(
+        " and ".join(source.fields), source.instructions, labelled=True, described=bool(source.meanings)
+    )
+    # Topics are a few words that serve all blocks; one block's rows are shown for them.
+    block = source.blocks[0]
+    examples = {n: [record_text(r.inputs) for r in source.shown(block, n)] for n in source.labels}
+    return propose(
+        proposer,
+        {label: rows for label, rows in examples.items() if rows},
+        source.meanings,
+        lm,
+        adapter=adapter,
+        lengths=lengths_of(texts),
+        seed=config.seed,
+    )

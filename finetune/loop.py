@@ -1,0 +1,303 @@
+"""LoRA fine-tuning (Hu et al. 2021) in one loop: seeded, interruptible, checkpointed by a task metric."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from limbeck.engine.loading import quiet
+from limbeck.errors import InputError
+from limbeck.finetune.attention import supports_sharing
+from limbeck.finetune.objectives import find_objective
+from limbeck.finetune.rows import TrainRow, check_lengths
+from limbeck.finetune.step import accumulate_gradients
+
+if TYPE_CHECKING:
+    from limbeck.engine.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the LoRA recipe that holds across tasks: sweep `lr`, little else.
+
+    `epochs` may be fractional; `max_steps` overrides it. `batch_size` is rows an optimizer step, whatever
+    fits in memory at once: `pack_tokens` bounds that. `warmup` is a share of the steps. `normalize` and
+    `loss_per` name the objective: ("vocabulary", "row") sums a row's token losses, right for labels and
+    distributions over them; ("vocabulary", "token") averages over tokens, right for long outputs;
+    ("labels", "row") is a softmax over the row's candidates. `dtype` converts the frozen base ("float32",
+    "bfloat16"); "auto" keeps it as loaded. LoRA weights and optimizer are fp32 always.
+    """
+
+    lr: float = 5e-4
+    epochs: float = 4.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    rank: int = 16
+    alpha: int = 32
+    targets: str | tuple[str, ...] = "all-linear"
+    seed: int = 0
+    warmup: float = 0.1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    pack_tokens: int = 2048
+    share_prefix: bool = True
+    dtype: str = "auto"
+    normalize: str = "vocabulary"
+    loss_per: str = "row"
+
+    def steps(self, rows: int) -> int:
+        """Return how many optimizer steps training on that many rows takes.
+
+        >>> TrainConfig(epochs=2, batch_size=16).steps(40)
+        5
+        """
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, round(rows * self.epochs / min(self.batch_size, rows)))
+
+    def rate(self, step: int, total: int) -> float:
+        """Return the learning rate of step 0 to total - 1.
+
+        >>> [round(TrainConfig(lr=1.0, warmup=0.5).rate(i, 4), 2) for i in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+        """
+        warm = math.ceil(self.warmup * total) if self.warmup else 0
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        left = (total - step) / max(1, total - warm)
+        if self.schedule == "cosine":
+            return self.lr * (1 - math.cos(math.pi * left)) / 2
+        return self.lr * left if self.schedule == "linear" else self.lr
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run is after `step` of `total` steps; times in seconds."""
+
+    step: int
+    total: int
+    loss: float
+    tokens_per_second: float
+    rows_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained student: `loaded` holds the PEFT model in eval mode with the best checkpoint's weights.
+
+    `losses` has one value a step (nats), `scores` (step, dev score) pairs, `best_step` is the step whose
+    weights are kept, `tokens` counts the tokens forwarded, `rows` the rows seen; `adapter_hash` names the
+    weights.
+    """
+
+    loaded: LoadedModel
+    config: TrainConfig
+    losses: tuple[float, ...]
+    scores: tuple[tuple[int, float], ...]
+    best_step: int
+    seconds: float
+    peak_mb: float
+    tokens: int
+    rows: int
+    adapter_hash: str
+
+    def save(self, path: Path) -> Path:
+        """Write the adapter in PEFT's format (safetensors), loadable by plain peft; return the folder."""
+        path.mkdir(parents=True, exist_ok=True)
+        cast(Any, self.loaded.model).save_pretrained(str(path), safe_serialization=True)
+        return path
+
+    def unload(self) -> None:
+        """Take the LoRA layers out again and leave the base model as it was before training."""
+        detach_lora(self.loaded.model)
+
+
+def attach_lora(model: Any, config: TrainConfig) -> Any:
+    """Return the model with fresh, seeded LoRA layers in fp32; one that has an adapter goes on with it."""
+    import peft
+
+    if isinstance(model, peft.PeftModel):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        return model
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    lora = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return peft.get_peft_model(model, lora)
+
+
+def detach_lora(model: Any) -> Any:
+    """Return the base model of a PEFT model, its LoRA layers taken out in place."""
+    return model.unload() if hasattr(model, "peft_config") and hasattr(model, "unload") else model
+
+
+def batches(rows: int, config: TrainConfig) -> Iterator[list[int]]:
+    """Yield the row numbers of each step: seeded epochs one after the other, cut into full batches."""
+    order = torch.Generator().manual_seed(config.seed)
+    size, pool = min(config.batch_size, rows), list[int]()
+    while True:
+        while len(pool) < size:
+            pool += torch.randperm(rows, generator=order).tolist()
+        batch, pool = pool[:size], pool[size:]
+        yield batch
+
+
+def _trainable(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _snapshot(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().to("cpu", copy=True) for name, p in _trainable(model).items()}
+
+
+def _restore(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    for name, parameter in _trainable(model).items():
+        parameter.data.copy_(weights[name])
+
+
+def adapter_hash(model: Any) -> str:
+    """Return 16 hex digits that name the model's trainable weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_snapshot(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MB: of the device on CUDA, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:
+    text_config = cast(Any, loaded.model).config.get_text_config()
+    check_lengths(rows, int(text_config.max_position_embeddings))
+    if any(row.weight <= 0 for row in rows):
+        raise InputError("a training row has a weight of zero or less", valid="weights above 0")
+    if not supports_sharing(text_config):
+        raise InputError(
+            f"{loaded.name}: its attention (sliding windows or capped logits) cannot be trained here",
+            valid="models with plain full attention, such as Llama, SmolLM2, Qwen2.5 or Qwen3",
+        )
+
+
+class _Run:
+    """The state of one training run: model, optimizer, losses, checkpoints."""
+
+    def __init__(self, loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:
+        self.rows, self.config, self.total = rows, config, config.steps(len(rows))
+        self.objective = find_objective(config.normalize, config.loss_per)
+        self.model: Any = attach_lora(loaded.model, config)
+        self.model.eval()  # no dropout: the shared prefix has one forward pass for all rows
+        self.loaded = replace(loaded, model=self.model)
+        self.parameters = list(_trainable(self.model).values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.losses: list[float] = []
+        self.tokens = 0
+
+    def step(self, batch: Sequence[int]) -> None:
+        """Take one optimizer step on the rows of these numbers."""
+        config = self.config
+        done = accumulate_gradients(
+            self.model.get_base_model(),
+            [self.rows[i] for i in batch],
+            self.objective,
+            pack_tokens=config.pack_tokens,
+            share_prefix=config.share_prefix,
+        )
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(len(self.losses), self.total)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(done.loss)
+        self.tokens += done.tokens
+
+
+def train(
+    loaded: LoadedModel,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    *,
+    evaluate: Callable[[int, LoadedModel], float] | None = None,
+    eval_every: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainResult:
+    """Train LoRA layers on the rows and return the student; `loaded.model` carries the layers afterwards.
+
+    `evaluate(step, student)` is called every `eval_every` steps (default: once an epoch) and after the last
+    one; the checkpoint of its highest value is kept, the later one of equals. Without it the last weights
+    are. The same seed gives the same weights on the same machine. Whatever interrupts training, Ctrl-C
+    included, leaves the base model without LoRA layers and as it was. Raises `InputError` for no rows, rows
+    longer than the context and models whose attention is not plain.
+    """
+    _check(loaded, rows, config)
+    if config.dtype != "auto":
+        cast(Any, loaded.model).to(getattr(torch, config.dtype))
+    fresh = not hasattr(loaded.model, "peft_config")
+    if loaded.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+    run = _Run(loaded, rows, config)
+    try:
+        return _train(run, evaluate, eval_every or max(1, len(rows) // config.batch_size), progress)
+    except BaseException:
+        if fresh:
+            detach_lora(run.model)
+        raise
+
+
+def _train(
+    run: _Run,
+    evaluate: Callable[[int, LoadedModel], float] | None,
+    eval_every: int,
+    progress: Callable[[Progress], None] | None,
+) -> TrainResult:
+    config, started, evaluating = run.config, time.perf_counter(), 0.0
+    best, best_step, scores = None, run.total, list[tuple[int, float]]()
+    size = min(config.batch_size, len(run.rows))
+    for step, batch in zip(range(1, run.total + 1), batches(len(run.rows), config), strict=False):
+        run.step(batch)
+        if progress is not None:
+            seconds = time.perf_counter() - started - evaluating
+            left = seconds / step * (run.total - step)
+            loss, speed = run.losses[-1], run.tokens / seconds
+            progress(Progress(step, run.total, loss, speed, step * size / seconds, left))
+        if evaluate is not None and (step % eval_every == 0 or step == run.total):
+            before = time.perf_counter()
+            scores.append((step, evaluate(step, run.loaded)))
+            evaluating += time.perf_counter() - before
+            if scores[-1][1] >= max(score for _, score in scores):
+                best, best_step = _snapshot(run.model), step
+    if best is not None:
+        _restore(run.model, best)
+    digest = adapter_hash(run.model)
+    run.model.requires_grad_(False)
+    return TrainResult(
+        loaded=replace(run.loaded, fingerprint=f"{run.loaded.fingerprint}+{digest}"),
+        config=config,
+        losses=tuple(run.losses),
+        scores=tuple(scores),
+        best_step=best_step,
+        seconds=time.perf_counter() - started,
+        peak_mb=peak_memory_mb(run.loaded.device),
+        tokens=run.tokens,
+        rows=run.total * size,
+        adapter_hash=digest,
+    )

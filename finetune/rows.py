@@ -1,0 +1,111 @@
+"""Training rows: token ids of a prompt and of its possible completions, each with its target mass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from limbeck.errors import InputError
+
+Branch = tuple[tuple[int, ...], float]
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One example: `prompt` token ids and `branches`, pairs of completion token ids and target mass.
+
+    A hard label is one branch of mass 1; a distribution over labels is one branch a label. Completions
+    include the end of the turn. `weight` scales the row against the others of its optimizer step.
+
+    >>> TrainRow(prompt=(1, 2, 3), branches=(((7, 2), 0.9), ((8, 2), 0.1))).length
+    5
+    """
+
+    prompt: tuple[int, ...]
+    branches: tuple[Branch, ...]
+    weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the longest completion."""
+        return len(self.prompt) + max(len(tokens) for tokens, _ in self.branches)
+
+
+class RenderedRow(Protocol):
+    """What `tokenize_rows` reads: (role, content) messages and (assistant text, target mass) completions."""
+
+    @property
+    def messages(self) -> Sequence[tuple[str, str]]:
+        """The prompt, without the assistant's answer."""
+        ...
+
+    @property
+    def completions(self) -> Sequence[tuple[str, float]]:
+        """The assistant's possible answers and their target masses."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """The row's weight in its optimizer step."""
+        ...
+
+
+def end_of_turn(tokenizer: Any) -> tuple[int, ...]:
+    """Return the token that ends an assistant's turn in the tokenizer's chat template.
+
+    It is read off a rendered turn, because some tokenizers' `eos_token` ends documents, not turns.
+    """
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "limbeck"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    _, found, rest = text.rpartition("limbeck")
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    if found:
+        for token in tokenizer(rest, add_special_tokens=False)["input_ids"]:
+            if token in special:
+                return (int(token),)
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-turn token", valid="a chat model's tokenizer")
+    return (int(tokenizer.eos_token_id),)
+
+
+def prompt_tokens(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Return the token ids of the chat prompt up to where the assistant starts to write."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def tokenize_rows(tokenizer: Any, rendered: Iterable[RenderedRow]) -> list[TrainRow]:
+    """Return one `TrainRow` a rendered row, in order.
+
+    Completions are tokenized apart from the prompt, as the engine tokenizes candidates and as a model
+    generates: the boundary is the same token in training and in use. Masses of a row are scaled to sum 1.
+    Raises `InputError` for a row without completions or without mass.
+    """
+    end = end_of_turn(tokenizer)
+    rows: list[TrainRow] = []
+    for number, item in enumerate(rendered):
+        total = sum(mass for _, mass in item.completions)
+        if total <= 0:
+            raise InputError(f"training row {number} has no completion with a positive mass")
+        branches = tuple(
+            (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) + end, mass / total)
+            for text, mass in item.completions
+        )
+        rows.append(TrainRow(prompt_tokens(tokenizer, item.messages), branches, item.weight))
+    return rows
+
+
+def check_lengths(rows: Sequence[TrainRow], limit: int) -> None:
+    """Raise `InputError` naming the first row longer than the model's context of `limit` tokens."""
+    if not rows:
+        raise InputError("no training rows", valid="at least one row")
+    for number, row in enumerate(rows):
+        if not row.prompt or not row.branches or not all(tokens for tokens, _ in row.branches):
+            raise InputError(f"training row {number} has an empty prompt or completion")
+        if row.length > limit:
+            raise InputError(
+                f"training row {number} has {row.length} tokens, the model's context holds {limit}",
+                valid="shorter inputs or fewer demonstrations",
+            )

@@ -1,0 +1,139 @@
+"""Loss and gradients of one optimizer step, the shared prefix forwarded once.
+
+A step that fits in `pack_tokens` is one forward pass: prefix, then rows. A larger one forwards the prefix
+first, lets every chunk of rows accumulate gradients at copies of its keys and values, and carries these
+through the prefix once at the end. Loss and gradients equal those of the plain loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from limbeck.finetune.attention import Layout, shared_prefix_enabled
+from limbeck.finetune.objectives import Objective
+from limbeck.finetune.packing import Group, Pack, Tree, build_tree, chunk_trees, group_rows, pack_trees
+from limbeck.finetune.rows import TrainRow
+
+# Logits of one pass stay below this many fp32 values: 256 MB, three times that with their gradient.
+_MAX_LOGITS = 64_000_000
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Mean loss of a step's rows in nats, weighted; tokens forwarded."""
+
+    loss: float
+    tokens: int
+
+
+def _forward(model: Any, layout: Layout, prefix: Sequence[int], start: int) -> torch.Tensor:
+    """Return the logits [p, V] that the layout's pack needs; its rows start at position `start`."""
+    device = next(model.parameters()).device
+    shared = torch.tensor(prefix, dtype=torch.long, device=device)
+    positions = torch.arange(len(prefix), device=device)
+    keep = positions[:1]
+    if layout.pack is not None:
+        shared = torch.cat([shared, layout.pack.tokens])
+        positions = torch.cat([positions, layout.pack.depths + start])
+        keep = layout.pack.logit_index + len(prefix)
+    output = model(
+        input_ids=shared[None],
+        position_ids=positions[None],
+        logits_to_keep=keep,
+        use_cache=False,
+        layout=layout,
+    )
+    return output.logits[0]
+
+
+def branch_logprobs(logits: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Return every branch's summed log-probability [branches] from the logits [p, V] of its parents."""
+    logits = logits.float()
+    chosen = logits[pack.edges[:, 0], pack.edges[:, 1]]
+    edges = chosen - torch.logsumexp(logits, dim=-1)[pack.edges[:, 0]]
+    total = torch.zeros(len(pack.lengths), device=logits.device)
+    return total.index_add(0, pack.path_branch, edges[pack.path_edges])
+
+
+def _loss(logits: torch.Tensor, pack: Pack, objective: Objective) -> torch.Tensor:
+    """Return the weighted sum of the pack's row losses."""
+    sizes = [len(tree.paths) for tree in pack.trees]
+    columns = (branch_logprobs(logits, pack), pack.lengths, pack.masses)
+    rows = zip(*(column.split(sizes) for column in columns), strict=True)
+    losses = [tree.weight * objective(*row) for tree, row in zip(pack.trees, rows, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def _one_pass(
+    model: Any, group: Group, trees: Sequence[Tree], objective: Objective, scale: float
+) -> float:
+    device = next(model.parameters()).device
+    pack = pack_trees(trees, group.prefix, device)
+    layout = Layout(group.prefix, pack)
+    loss = _loss(
+        _forward(model, layout, group.rows[0].prompt[: group.prefix], group.prefix), pack, objective
+    )
+    (loss * scale).backward()
+    return float(loss.detach())
+
+
+def _several_passes(
+    model: Any, group: Group, chunks: Sequence[Sequence[Tree]], objective: Objective, scale: float
+) -> float:
+    device = next(model.parameters()).device
+    shared = Layout(group.prefix, None, keep=True)
+    _forward(model, shared, group.rows[0].prompt[: group.prefix], 0)
+    copies = {
+        layer: (key.detach().requires_grad_(), value.detach().requires_grad_())
+        for layer, (key, value) in shared.kept.items()
+    }
+    total = 0.0
+    for chunk in chunks:
+        pack = pack_trees(chunk, group.prefix, device)
+        loss = _loss(
+            _forward(model, Layout(0, pack, given=copies), (), group.prefix), pack, objective
+        )
+        (loss * scale).backward()
+        total += float(loss.detach())
+    heads = [x for layer in copies for x in shared.kept[layer] if x.requires_grad]
+    grads = [
+        copy.grad
+        for layer, pair in copies.items()
+        for copy, x in zip(pair, shared.kept[layer], strict=True)
+        if x.requires_grad
+    ]
+    torch.autograd.backward(heads, grads)
+    return total
+
+
+def accumulate_gradients(
+    model: Any,
+    rows: Sequence[TrainRow],
+    objective: Objective,
+    *,
+    pack_tokens: int = 2048,
+    share_prefix: bool = True,
+) -> StepLoss:
+    """Add the gradients of the rows' weighted mean loss to the model's trainable parameters.
+
+    `model` is a causal language model of transformers (LoRA layers inside); the loss is
+    sum(weight * row loss) / sum(weight). Peak memory is bounded by `pack_tokens` tokens plus the prefix.
+    """
+    groups = group_rows(rows) if share_prefix else [Group(tuple(rows), 0)]
+    scale = 1.0 / sum(row.weight for row in rows)
+    positions = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    total, tokens = 0.0, 0
+    with shared_prefix_enabled(model):
+        for group in groups:
+            trees = [build_tree(row, group.prefix) for row in group.rows]
+            chunks = chunk_trees(trees, pack_tokens, positions)
+            if len(chunks) == 1 or not group.prefix:
+                total += sum(_one_pass(model, group, chunk, objective, scale) for chunk in chunks)
+            else:
+                total += _several_passes(model, group, chunks, objective, scale)
+            tokens += group.prefix + sum(len(tree.tokens) for tree in trees)
+    return StepLoss(total * scale, tokens)

@@ -1,0 +1,272 @@
+"""The command line. stdout is data, stderr is progress; nothing here imports torch or dspy before it must."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from limbeck.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from limbeck.pipeline.config import RunConfig, Stage
+
+app = typer.Typer(
+    help="From tens of labels to a small model you own.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", help="Labelled rows: .jsonl, .csv, .tsv or .parquet.", metavar="FILE"),
+]
+TaskFile = Annotated[
+    Path | None, typer.Argument(help="A task.py with your own dspy.Module, or a run folder to go on with.")
+]
+Output = Annotated[
+    list[str] | None, typer.Option("--output", help="Column to predict (repeat for several).", metavar="COL")
+]
+Input = Annotated[
+    list[str] | None, typer.Option("--input", help="Input column (default: all others).", metavar="COL")
+]
+Instructions = Annotated[str, typer.Option(help="What the task is, in a sentence or two.")]
+Kind = Annotated[
+    str,
+    typer.Option(help="classification, extraction, short_answer, number or text (default: from the column)."),
+]
+Descriptions = Annotated[
+    str, typer.Option("--label-descriptions", help="JSON file: label to one line of meaning.", metavar="FILE")
+]
+Test = Annotated[str, typer.Option("--test", help="Labelled rows for the final score alone.", metavar="FILE")]
+Unlabeled = Annotated[
+    str, typer.Option("--unlabeled", help="Unlabelled rows; the teacher labels them.", metavar="FILE")
+]
+Teacher = Annotated[
+    str,
+    typer.Option(help="embedded, gguf:PATH, hf:NAME, or a server's model such as openai/gpt-5-mini."),
+]
+Student = Annotated[str, typer.Option(help="embedded, gguf:PATH or hf:NAME_OR_PATH.")]
+ApiBase = Annotated[
+    str, typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL")
+]
+EffortOption = Annotated[str, typer.Option(help="quick (minutes), standard (hours) or thorough.")]
+Optimizer = Annotated[
+    str,
+    typer.Option(
+        help="labeled, bootstrap, random-search, mipro, gepa, simba, copro or knn (default: the effort's choice)."
+    ),
+]
+Reflection = Annotated[str, typer.Option("--reflection-model", help="Model that reflects for GEPA.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, demonstrations, sampling and training.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).", metavar="DIR")]
+SyntheticRows = Annotated[
+    int | None, typer.Option(help="Texts to generate (0: none; default: the effort's count).")
+]
+PoolRows = Annotated[int | None, typer.Option(help="Unlabelled rows to label (default: the effort's count).")]
+TestRows = Annotated[
+    int | None, typer.Option(help="Test rows to score (0: all; default: the effort's count).")
+]
+Distribution = Annotated[
+    str,
+    typer.Option("--label-distribution", help="uniform, observed, or JSON such as '{\"spam\": 0.2, ...}'."),
+]
+Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote on labels, where installed.")]
+MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop before using more than this many tokens.")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running longer than this many minutes.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")
+]
+
+
+def _name_of(path: Path) -> str:
+    stem = path.stem if path.stem not in {"labels", "train", "task", "rows"} else (path.resolve().parent.name)
+    return stem or "run"
+
+
+def _build(values: dict[str, Any]) -> RunConfig:
+    """Turn the command line's values into a checked configuration; a run folder's own fill what is not given."""
+    from limbeck.pipeline.config import RunConfig, check, read_config
+
+    target: Path | None = values.pop("target")
+    labels: Path | None = values.pop("labels")
+    out: Path | None = values.pop("out")
+    if target is not None and target.is_dir():
+        config = read_config(target)
+    else:
+        source = labels or target
+        config = RunConfig(
+            out=str(out or Path("runs") / (_name_of(source) if source else "run")),
+            labels=str(labels or ""),
+            task_file=str(target or ""),
+            output=tuple(values["output"] or ()),
+            inputs=tuple(values["inputs"] or ()),
+            **{k: v for k, v in values.items() if k not in {"output", "inputs"}},
+        )
+    check(config)
+    return config
+
+
+def _go(values: dict[str, Any], until: Stage, dry_run: bool) -> None:
+    config = _build(values)
+    from limbeck.pipeline import terminal
+
+    if dry_run:
+        terminal.forecast(config)
+    else:
+        terminal.run(config, until=until)
+
+
+_EXAMPLES = """
+\b
+Examples:
+  limbeck run --labels labels.csv --output label
+  limbeck run --labels rows.jsonl --output label --unlabeled pool.jsonl --teacher gguf:teacher.gguf
+  limbeck run task.py --teacher openai/gpt-5-mini --max-usd 2
+  limbeck run --labels rows.jsonl --output label --dry-run
+  limbeck run runs/rows                 (go on where it stopped)
+"""
+
+
+def _command(until: Stage, doc: str) -> Any:
+    def command(
+        target: TaskFile = None,
+        labels: Labels = None,
+        output: Output = None,
+        inputs: Input = None,
+        instructions: Instructions = "",
+        kind: Kind = "",
+        descriptions: Descriptions = "",
+        test: Test = "",
+        unlabeled: Unlabeled = "",
+        teacher: Teacher = "embedded",
+        student: Student = "embedded",
+        api_base: ApiBase = "",
+        effort: EffortOption = "quick",
+        optimizer: Optimizer = "",
+        reflection: Reflection = "",
+        seed: Seed = 0,
+        out: Out = None,
+        synthetic_rows: SyntheticRows = None,
+        pool_rows: PoolRows = None,
+        test_rows: TestRows = None,
+        label_distribution: Distribution = "uniform",
+        encoder: Encoder = True,
+        max_usd: MaxUsd = None,
+        max_tokens: MaxTokens = None,
+        max_minutes: MaxMinutes = None,
+        dry_run: DryRun = False,
+    ) -> None:
+        values = dict(locals())
+        for name in ("until", "dry_run"):
+            values.pop(name, None)
+        _go(values, until, dry_run)
+
+    command.__doc__ = doc
+    return command
+
+
+app.command("run", help="From labels to a verdict: every stage, resumable.\n" + _EXAMPLES)(
+    _command("evaluate", "From labels to a verdict.")
+)
+_STAGE_HELP: dict[Stage, str] = {
+    "compile": "Split the labels, compile the teacher's prompt, and stop.",
+    "synthesize": "Go on to writing and labelling synthetic rows, and stop.",
+    "curate": "Go on to curation: what can be trusted is kept, and why not the rest.",
+    "finetune": "Go on to training the student.",
+    "evaluate": "Go on to the paired evaluation and the verdict.",
+}
+for _stage, _help in _STAGE_HELP.items():
+    app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.")(
+        _command(_stage, _help)
+    )
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rows: Annotated[Path, typer.Argument(help="Rows to predict: .jsonl, .csv, .tsv or .parquet.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write here instead of stdout (.jsonl, .csv).", metavar="FILE"),
+    ] = None,
+    system: Annotated[
+        str,
+        typer.Option(
+            help="Which program of the run: student, student_gold_only, ... (default: the verdict's)."
+        ),
+    ] = "",
+    probabilities: Annotated[bool, typer.Option(help="Add label probabilities.")] = False,
+) -> None:
+    """Rows in, rows with predictions out, from a run folder.
+
+    \b
+    Examples:
+      limbeck predict runs/tickets new.csv > labelled.jsonl
+      limbeck predict runs/tickets new.jsonl --out labelled.csv --probabilities
+    """
+    from limbeck.pipeline import terminal
+
+    terminal.predict(run, rows, output, system, probabilities)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+    compare: Annotated[
+        list[str] | None, typer.Option("--compare", help="Names of runs to put side by side.", metavar="NAME")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """List runs, or compare some.
+
+    \b
+    Examples:
+      limbeck runs
+      limbeck runs --compare tickets --compare tickets-2
+    """
+    from limbeck.report import compare_runs, list_runs, render_runs
+
+    found = compare_runs(folder, compare) if compare else list_runs(folder)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+    else:
+        render_runs(found)
+
+
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Fetch what is missing (hash-checked).")] = False,
+) -> None:
+    """Say what this machine can do, and the commands that mend what is missing."""
+    from limbeck import doctor as machine
+
+    if fix:
+        machine.fix()
+    machine.show()
+
+
+def main() -> None:
+    """Run the command line; errors for people are printed without a traceback, exit status 2 (130: Ctrl-C)."""
+    try:
+        app()
+    except LimbeckError as error:
+        typer.echo(f"limbeck: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo(f"limbeck: stopped; go on with: {cast(str, _resume_hint())}", err=True)
+        sys.exit(130)
+
+
+def _resume_hint() -> str:
+    return "the same command again: what is finished is not done twice"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Texts to vectors: mean-pooled last hidden states of the base model, or the MiniLM sentence encoder.
+
+Mean pooling over tokens as in Sentence-BERT (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084).
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limbeck.engine.batching import batches_by_length
+from limbeck.engine.loading import LoadedModel, encoder_path, quiet
+
+Vectors = NDArray[np.float32]
+
+_ROWS, _TOKENS = 64, 4096
+# Longer inputs are cut: a mean over the first 1024 tokens says what a text is about.
+_MOST_TOKENS = 1024
+
+
+def embed(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
+    """Return float32 [texts, hidden size]: the mean of the last hidden states over a text's tokens."""
+    model: Any = loaded.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    size = base.get_input_embeddings().weight.shape[1]
+    return _pooled(base.base_model, loaded.tokenizer, texts, loaded.device, size, _MOST_TOKENS)
+
+
+def encode(texts: Sequence[str]) -> Vectors | None:
+    """Return MiniLM's unit vectors, float32 [texts, 384], or None where the encoder is not installed."""
+    folder = encoder_path()
+    if folder is None:
+        return None
+    from transformers import AutoModel, AutoTokenizer
+
+    with quiet():
+        model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    limit = min(_MOST_TOKENS, cast(int, model.config.max_position_embeddings))
+    vectors = _pooled(model, tokenizer, texts, torch.device("cpu"), model.config.hidden_size, limit)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return cast(Vectors, vectors / np.maximum(norms, 1e-9))
+
+
+@torch.inference_mode()
+def _pooled(
+    model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device, size: int, limit: int
+) -> Vectors:
+    out = np.zeros((len(texts), size), dtype=np.float32)
+    if not texts:
+        return out
+    ids = [row[:limit] for row in tokenizer(list(texts))["input_ids"]]
+    for batch in batches_by_length([max(1, len(row)) for row in ids], _ROWS, _TOKENS):
+        longest = max(1, *(len(ids[i]) for i in batch))
+        pad = cast("int | None", tokenizer.pad_token_id) or 0
+        padded = torch.tensor([[*ids[i], *[pad] * (longest - len(ids[i]))] for i in batch], device=device)
+        lengths = torch.tensor([len(ids[i]) for i in batch], device=device)
+        mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)
+        # An empty text has no token to look at; its vector stays zero.
+        hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
+        hidden = hidden.masked_fill(~mask.unsqueeze(2), 0)
+        means = hidden.sum(1) / lengths.clamp(min=1).unsqueeze(1)
+        out[batch] = means.cpu().numpy()
+    return out

@@ -1,0 +1,245 @@
+"""Keys and values of shared prompts, kept between calls; the one module that knows transformers' caches.
+
+Rows that share a prompt are packed into one sequence of batch size 1 behind the prompt's keys and values:
+an attention mask lets each token see the prompt and its own ancestors only, so nothing is padded or copied
+(tree attention, Miao et al. 2023, https://arxiv.org/abs/2305.09781). For decoding, each row's keys and values
+are gathered once into a left-padded batch with room for the new tokens.
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from limbeck.engine.chat import common_length
+
+# Below this, one more forward pass costs more than the reused tokens save.
+_WORTH_REUSING = 16
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of `length` tokens: per layer two tensors of [1, heads, length, head size]."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    length: int
+
+    def first(self, length: int) -> KeyValues:
+        """Return those of the first `length` tokens, without copying."""
+        cut = tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers)
+        return KeyValues(cut, length)
+
+
+EMPTY = KeyValues((), 0)
+
+# A row of a batch: parts laid end to end, each some columns of some keys and values.
+Row = Sequence[tuple[KeyValues, Tensor]]
+
+
+class _GrowingLayer(DynamicLayer):
+    """A cache layer with spare room: appending writes in place instead of copying everything before it."""
+
+    def __init__(self, buffers: tuple[Tensor, Tensor] | None = None, length: int = 0) -> None:
+        super().__init__()
+        self._buffers = buffers
+        self._length = length
+        if buffers is not None:
+            self.lazy_initialization(*buffers)
+            self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the new states; return all states so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self._length = self._length, self._length + key_states.shape[2]
+        if self._buffers is None or self._length > self._buffers[0].shape[2]:
+            self._buffers = _widened(self._buffers, key_states, start, self._length)
+        self._buffers[0][:, :, start : self._length] = key_states
+        self._buffers[1][:, :, start : self._length] = value_states
+        return self._show()
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        if self._buffers is not None:
+            self._buffers = (self._buffers[0].index_select(0, rows), self._buffers[1].index_select(0, rows))
+            self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, : self._length] for buffer in cast(Any, self._buffers))
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class Context:
+    """Forward passes over a growing cache: the model, its keys and values so far, and the right mask.
+
+    `room` is how many tokens will be appended, to reserve their memory once.
+    """
+
+    def __init__(self, model: Any, start: KeyValues = EMPTY, *, room: int = 0) -> None:
+        buffers = [tuple(_reserved(states, start.length, room) for states in layer) for layer in start.layers]
+        self._take(model, buffers, start.length)
+
+    @classmethod
+    def of_rows(cls, model: Any, rows: Sequence[Row], *, room: int) -> Context:
+        """Return the context of a left-padded batch, each row laid end to end from its parts."""
+        context = cls.__new__(cls)
+        longest = max(map(row_length, rows))
+        layers = range(len(rows[0][0][0].layers))
+        buffers = [
+            tuple(_gathered(rows, layer, which, longest, room) for which in (0, 1)) for layer in layers
+        ]
+        context._take(model, buffers, longest)
+        return context
+
+    def _take(self, model: Any, buffers: Sequence[tuple[Tensor, ...]], length: int) -> None:
+        self._model = model
+        self.length = length
+        if buffers:
+            self._cache = Cache(layers=[_GrowingLayer((keys, values), length) for keys, values in buffers])
+        else:
+            self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, positions: Tensor, visible: Tensor, keep: Tensor | int) -> Tensor:
+        """Append tokens [batch, n] and return the logits [batch, kept, vocabulary] at the kept ones.
+
+        `visible` [batch, n, length + n] is True where a token may look; `keep` is an index of positions,
+        or how many of the last ones.
+        """
+        output = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=_mask(self._model, visible),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        self.length += ids.shape[1]
+        return output.logits
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        for layer in cast("list[_GrowingLayer]", self._cache.layers):
+            layer.keep_rows(rows)
+
+    def key_values(self) -> KeyValues:
+        """Return the keys and values so far."""
+        layers = cast("list[_GrowingLayer]", self._cache.layers)
+        return KeyValues(tuple((cast(Tensor, x.keys), cast(Tensor, x.values)) for x in layers), self.length)
+
+
+def row_length(row: Row) -> int:
+    """Return how many tokens a row's parts have together."""
+    return sum(int(columns.numel()) for _, columns in row)
+
+
+def causal(start: int, stop: int, device: torch.device) -> Tensor:
+    """Return the mask [1, stop - start, stop] with which each token sees itself and all before it."""
+    queries = torch.arange(start, stop, device=device).unsqueeze(1)
+    return (torch.arange(stop, device=device).unsqueeze(0) <= queries).unsqueeze(0)
+
+
+def _mask(model: Any, visible: Tensor) -> Tensor:
+    """Return [batch, 1, n, total]: booleans for SDPA, numbers to add for the plain attention."""
+    mask = visible.unsqueeze(1)
+    if model.config._attn_implementation == "sdpa":
+        return mask
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, lowest)
+
+
+def _reserved(states: Tensor, length: int, room: int) -> Tensor:
+    """Return a copy of the first `length` states with room for more behind them."""
+    batch, heads, _, width = states.shape
+    buffer = states.new_empty(batch, heads, length + room, width)
+    buffer[:, :, :length] = states[:, :, :length]
+    return buffer
+
+
+def _widened(
+    buffers: tuple[Tensor, Tensor] | None, like: Tensor, length: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return buffers of `size` tokens that begin with the first `length` states of the old ones."""
+    if buffers is None:
+        batch, heads, _, width = like.shape
+        return like.new_empty(batch, heads, size, width), like.new_empty(batch, heads, size, width)
+    return _reserved(buffers[0], length, size - length), _reserved(buffers[1], length, size - length)
+
+
+def _gathered(rows: Sequence[Row], layer: int, which: int, longest: int, room: int) -> Tensor:
+    like = rows[0][0][0].layers[layer][which]
+    # Zeros, not garbage: a masked NaN would still poison the row.
+    out = like.new_zeros(len(rows), like.shape[1], longest + room, like.shape[3])
+    for i, row in enumerate(rows):
+        stop = longest
+        for part, columns in reversed(row):
+            start = stop - int(columns.numel())
+            out[i, :, start:stop] = part.layers[layer][which][0].index_select(1, columns)
+            stop = start
+    return out
+
+
+@dataclass
+class PrefixCache:
+    """Keys and values of the prompts seen last, at most `capacity` tokens of them, the oldest leave first.
+
+    A new prompt that begins like a kept one is computed from where they part.
+    """
+
+    model: Any
+    device: torch.device
+    capacity: int
+    _entries: OrderedDict[tuple[int, ...], KeyValues] = field(
+        default_factory=OrderedDict[tuple[int, ...], KeyValues]
+    )
+
+    def get(self, ids: tuple[int, ...]) -> tuple[KeyValues, int]:
+        """Return the prefix's keys and values, and how many of its tokens were kept from earlier."""
+        if not ids:
+            return EMPTY, 0
+        if ids in self._entries:
+            self._entries.move_to_end(ids)
+            return self._entries[ids], len(ids)
+        start, reused = self._nearest(ids)
+        context = Context(self.model, start)
+        context.forward(
+            torch.tensor([ids[reused:]], device=self.device),
+            torch.arange(reused, len(ids), device=self.device).unsqueeze(0),
+            causal(reused, len(ids), self.device),
+            1,
+        )
+        entry = context.key_values()
+        self._entries[ids] = entry
+        self._evict()
+        return entry, reused
+
+    def clear(self) -> None:
+        """Forget everything, as after a change of the weights."""
+        self._entries.clear()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are kept."""
+        return sum(entry.length for entry in self._entries.values())
+
+    def _nearest(self, ids: tuple[int, ...]) -> tuple[KeyValues, int]:
+        best, length = EMPTY, 0
+        for known, entry in self._entries.items():
+            shared = min(common_length(known, ids), len(ids) - 1)
+            if shared > length:
+                best, length = entry, shared
+        return (best.first(length), length) if length >= _WORTH_REUSING else (EMPTY, 0)
+
+    def _evict(self) -> None:
+        while len(self._entries) > 1 and self.tokens > self.capacity:
+            self._entries.popitem(last=False)

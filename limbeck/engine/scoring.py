@@ -1,0 +1,194 @@
+"""Score closed sets exactly: the candidates are a trie of tokens whose every edge gets its log-probability.
+
+Small tries run whole, in the same forward pass as the input. Large ones are searched best first: a node's
+log-probability bounds everything below it, so the search ends with the true best candidate (A* with a zero
+heuristic) once what it has not opened holds little mass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from limbeck.engine.batching import packs
+from limbeck.engine.chat import Chat, Prompt, common_length
+from limbeck.engine.prefix_cache import PrefixCache
+from limbeck.engine.requests import ScoreRequest, Scores
+from limbeck.engine.tree import TokenForest, log_probabilities
+
+# Tries of at most this many inner nodes run whole: a second pass would cost more than the tokens saved.
+WHOLE_NODES = 24
+# Branches one search opens at once: fewer mean more passes, more mean wasted tokens.
+_WIDTH = 4
+# The search may leave this share of the mass unopened.
+_OPEN_MASS = 0.02
+
+
+@dataclass
+class _Node:
+    token: int
+    parent: int
+    children: dict[int, int] = field(default_factory=dict[int, int])
+    candidates: list[int] = field(default_factory=list[int])
+
+
+class Trie:
+    """The candidates' tokens as a tree; node 0 is the end of the prompt, leaves need no forward pass."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.nodes = [_Node(-1, -1)]
+        for i, sequence in enumerate(sequences):
+            at = 0
+            for token in sequence:
+                if token not in self.nodes[at].children:
+                    self.nodes[at].children[token] = len(self.nodes)
+                    self.nodes.append(_Node(token, at))
+                at = self.nodes[at].children[token]
+            self.nodes[at].candidates.append(i)
+        self.depth = max(map(len, sequences))
+        self.inner = [i for i, node in enumerate(self.nodes) if node.children and i > 0]
+
+    def chain(self, start: int) -> list[int]:
+        """Return `start` and the inner nodes below it as long as there is only one way down."""
+        found = [start]
+        while len(self.nodes[found[-1]].children) == 1:
+            (below,) = self.nodes[found[-1]].children.values()
+            if not self.nodes[below].children:
+                break
+            found.append(below)
+        return found
+
+    def below(self, start: int) -> list[int]:
+        """Return the candidates at or below a node."""
+        found, stack = list[int](), [start]
+        while stack:
+            node = self.nodes[stack.pop()]
+            found += node.candidates
+            stack += node.children.values()
+        return found
+
+
+@dataclass
+class Query:
+    """One closed set on its way: the prompt up to where candidates part, and the search's state."""
+
+    prompt: Prompt
+    trie: Trie
+    n_candidates: int
+    cached_tokens: int = 0
+    logprob: dict[int, float] = field(default_factory=dict[int, float])
+    place: dict[int, int] = field(default_factory=dict[int, int])
+
+    def next_chains(self) -> list[list[int]]:
+        """Return the chains to open next; none when the best candidate is found and little mass is closed."""
+        frontier = self._frontier()
+        finished = [self.logprob[i] for i in self._finished()]
+        best = max(finished, default=-math.inf)
+        closed = sum(math.exp(self.logprob[i]) for i in frontier)
+        bearable = _OPEN_MASS * (closed + sum(map(math.exp, finished)))
+        chains: list[list[int]] = []
+        for i in frontier[:_WIDTH]:
+            if self.logprob[i] <= best and closed <= bearable:
+                break
+            chains.append(self.trie.chain(i))
+            closed -= math.exp(self.logprob[i])
+        return chains
+
+    def result(self) -> Scores:
+        """Return every candidate's log-probability; closed branches share their bound among their leaves."""
+        values = [-math.inf] * self.n_candidates
+        for i in self._finished():
+            for candidate in self.trie.nodes[i].candidates:
+                values[candidate] = self.logprob[i]
+        frontier = self._frontier()
+        best = max(values)
+        for i in frontier:
+            leaves = self.trie.below(i)
+            share = self.logprob[i] - math.log(len(leaves))
+            for candidate in leaves:
+                # Below the best: what was not opened is known not to beat it.
+                values[candidate] = max(values[candidate], min(share, math.nextafter(best, -math.inf)))
+        return Scores(tuple(values), len(self.prompt.ids), self.cached_tokens, exact=not frontier)
+
+    def _finished(self) -> list[int]:
+        return [i for i in self.logprob if self.trie.nodes[i].candidates]
+
+    def _frontier(self) -> list[int]:
+        found = [i for i in self.logprob if self.trie.nodes[i].children and i not in self.place]
+        return sorted(found, key=lambda i: (-self.logprob[i], i))
+
+
+def make_query(request: ScoreRequest, prompt: Prompt, trie: tuple[tuple[int, ...], Trie]) -> Query:
+    """Return the search for one request; `trie` is what `make_trie` made of its candidates."""
+    opening, tree = trie
+    return Query(Prompt(prompt.ids + opening, prompt.shared), tree, len(request.candidates))
+
+
+def make_trie(
+    chat: Chat, assistant_prefix: str, candidates: Sequence[str], suffix: str
+) -> tuple[tuple[int, ...], Trie]:
+    """Return the tokens that open every candidate's turn, and the trie of what follows.
+
+    The turn is tokenized whole, as in training: a candidate may merge with the prefix before it.
+    """
+    opening = chat.ids(assistant_prefix)
+    turns = chat.many_ids([assistant_prefix + candidate + suffix for candidate in candidates])
+    shared = min(common_length(opening, turn) for turn in turns)
+    end = () if suffix else (chat.end_of_turn,)
+    return opening[:shared], Trie([(*turn[shared:], *end) for turn in turns])
+
+
+def score_batch(
+    prefixes: PrefixCache,
+    queries: Sequence[Query],
+    pack_tokens: int,
+    deliver: Callable[[int, Scores], None],
+) -> None:
+    """Score all queries, packed behind their shared prompts; `deliver(index, scores)` as each one ends."""
+    shared = [query.prompt.ids[: query.prompt.shared] for query in queries]
+    sizes = [len(q.prompt.ids) - q.prompt.shared + min(len(q.trie.inner), WHOLE_NODES) for q in queries]
+    for pack in packs(shared, sizes, pack_tokens):
+        prefix, reused = prefixes.get(shared[pack[0]])
+        for k, i in enumerate(pack):
+            queries[i].cached_tokens = reused if k == 0 else prefix.length
+        forest = TokenForest(prefixes.model, prefix, prefixes.device, room=sum(sizes[i] for i in pack))
+        _score_pack(forest, {i: queries[i] for i in pack}, deliver)
+
+
+def _score_pack(
+    forest: TokenForest, queries: dict[int, Query], deliver: Callable[[int, Scores], None]
+) -> None:
+    opened: list[tuple[Query, int]] = []
+    for query in queries.values():
+        query.place[0] = forest.append(query.prompt.ids[query.prompt.shared :])
+        query.logprob[0] = 0.0
+        opened.append((query, 0))
+        if len(query.trie.inner) <= WHOLE_NODES:
+            opened += _open(forest, query, query.trie.inner)
+    while opened:
+        _read(forest, opened)
+        opened = []
+        for i, query in list(queries.items()):
+            chains = query.next_chains()
+            if chains:
+                opened += _open(forest, query, [node for chain in chains for node in chain])
+            else:
+                deliver(i, queries.pop(i).result())
+
+
+def _open(forest: TokenForest, query: Query, nodes: Sequence[int]) -> list[tuple[Query, int]]:
+    """Queue nodes, parents before children; return what was opened."""
+    for i in nodes:
+        node = query.trie.nodes[i]
+        query.place[i] = forest.append([node.token], query.place[node.parent])
+    return [(query, i) for i in nodes]
+
+
+def _read(forest: TokenForest, opened: Sequence[tuple[Query, int]]) -> None:
+    """Run what was queued and give each opened node's children their log-probabilities."""
+    logits = forest.forward([query.place[i] for query, i in opened])
+    found = log_probabilities(logits, [list(query.trie.nodes[i].children) for query, i in opened])
+    for (query, i), values in zip(opened, found, strict=True):
+        for child, value in zip(query.trie.nodes[i].children.values(), values, strict=True):
+            query.logprob[child] = query.logprob[i] + value

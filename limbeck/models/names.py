@@ -1,0 +1,89 @@
+"""Model names: `embedded`, `gguf:PATH`, `hf:NAME_OR_PATH`, or DSPy's own such as `openai/gpt-5-mini`."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import ModelError
+from limbeck.models.backend import Backend
+from limbeck.models.lm import LM
+from limbeck.models.openai_engine import PROVIDERS, OpenAIBackend
+from limbeck.models.pricing import UnknownPriceWarning
+from limbeck.records import stable_hash
+
+if TYPE_CHECKING:
+    from limbeck.ledger import Ledger
+    from limbeck.models.budget import Budget
+
+# Weights and connections are shared by every LM of one name while any of them is in use.
+_shared: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+def connect(
+    name: str,
+    *,
+    api_base: str | None = None,
+    adapter: Path | None = None,
+    ledger: Ledger | None = None,
+    budget: Budget | None = None,
+    role: str = "teacher",
+    **decoding: Any,
+) -> LM:
+    """Return the LM called `name`: "embedded", "gguf:PATH", "hf:NAME_OR_PATH" or "provider/model".
+
+    `api_base` is an OpenAI-compatible server's address (no key is asked for on localhost); `adapter` a PEFT
+    folder for local weights. `decoding` holds defaults such as temperature, max_tokens and seed, and the LM's
+    own options. Raises ModelError for an unknown name, a missing file or a missing key, before anything is
+    paid for; warns UnknownPriceWarning where dollars cannot be counted.
+
+    >>> connect("embedded").role  # doctest: +SKIP
+    'teacher'
+    """
+    key = stable_hash([name, api_base, str(adapter)])
+    with _sharing:
+        backend: Backend | None = _shared.get(key)
+        if backend is None:
+            backend = _make(name, api_base, adapter)
+            _shared[key] = backend
+    if backend.usd_per_token is None:
+        message = f"the price of {name} is not known: its calls are counted without dollars"
+        warnings.warn(message, UnknownPriceWarning, stacklevel=2)
+    return LM(name, backend, ledger=ledger, budget=budget, role=role, **decoding)
+
+
+def _make(name: str, api_base: str | None, adapter: Path | None) -> Backend:
+    kind, _, rest = name.partition(":")
+    if name == "embedded" or (kind in ("hf", "gguf") and rest):
+        if api_base is not None:
+            raise ModelError(f"{name} runs in this process and has no --api-base", valid="provider/model")
+        return _local(name, adapter)
+    if adapter is not None:
+        raise ModelError(
+            f"{name} cannot carry the adapter {adapter}", valid="embedded, gguf:PATH, hf:NAME_OR_PATH"
+        )
+    provider, slash, model = name.partition("/")
+    if slash and model and (provider in PROVIDERS or api_base is not None):
+        return OpenAIBackend(name, api_base=api_base)
+    raise ModelError(
+        f"unknown model {name!r}",
+        valid="embedded, gguf:PATH, hf:NAME_OR_PATH, or provider/model with one of "
+        + ", ".join(sorted(PROVIDERS))
+        + "; any other provider with --api-base URL",
+        hint="limbeck doctor",
+    )
+
+
+def _local(name: str, adapter: Path | None) -> Backend:
+    # Imported here: torch takes a second, which a hosted teacher need not wait for.
+    if name.startswith("gguf:") and adapter is None:
+        from limbeck.models.llamacpp import LlamaCppBackend
+
+        return LlamaCppBackend(name.removeprefix("gguf:"))
+    from limbeck.models.torch_engine import TorchBackend
+
+    return TorchBackend.load(name, adapter=adapter)

@@ -1,0 +1,41 @@
+"""Local weights through transformers: batched generation and exact scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limbeck.engine.loading import load_model
+from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.engine.torch_engine import TorchEngine
+
+
+class TorchBackend:
+    """A `TorchEngine` behind `limbeck.models.LM`: calls of many threads become batches.
+
+    >>> backend = TorchBackend.load("embedded")  # doctest: +SKIP
+    """
+
+    supports_score = True
+    supports_prefix = True
+    score_source = "exact"
+    usd_per_token: tuple[float, float] | None = (0.0, 0.0)
+    thinking_tokens = 0
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine = engine
+        self.name = engine.name
+        # bf16 and fp32 weights answer a little differently.
+        self.fingerprint = f"torch/{engine.fingerprint}/{engine.loaded.dtype}"
+
+    @classmethod
+    def load(cls, name: str, *, adapter: Path | None = None) -> TorchBackend:
+        """Load the model called `name`, with a PEFT adapter on top if one is given; raises ModelError."""
+        return cls(TorchEngine(load_model(name, adapter=adapter)))
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        """Answer one request; blocks while its batch runs. Raises ModelError where the prompt is too long."""
+        return self.engine.generate(request)
+
+    def score(self, request: ScoreRequest) -> Scores:
+        """Return log p of every candidate; blocks while its batch runs."""
+        return self.engine.score(request)

@@ -1,0 +1,1 @@
+"""The whole way: stages over one run folder, each resumable by hash."""

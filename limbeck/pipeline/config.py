@@ -1,0 +1,140 @@
+"""What a run is asked to do, and what each effort level spends.
+
+Everything here lands in the run folder as `run.toml`, keys and secrets excepted: they are never in it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from limbeck.errors import InputError
+
+EffortName = Literal["quick", "standard", "thorough"]
+Stage = Literal["compile", "synthesize", "curate", "finetune", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much one effort level spends; counts are rows, `teacher_minutes` is the plan for a local teacher."""
+
+    pool_rows: int
+    synthetic_rows: int
+    demo_tokens: int
+    description_seeds: int
+    learning_rates: tuple[float, ...]
+    gold_epochs: int
+    student_epochs: int
+    gold_weights: tuple[float, ...]
+    test_rows: int
+    samples: int
+    final_seeds: int
+    teacher_minutes: float
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(360, 240, 1200, 1, (3e-4, 1e-3), 12, 4, (2.0,), 400, 3, 1, 24.0),
+    "standard": Effort(1000, 600, 2000, 2, (2e-4, 5e-4, 1e-3), 15, 5, (2.0, 6.0), 2000, 5, 1, 120.0),
+    "thorough": Effort(4000, 2000, 3000, 3, (1e-4, 3e-4, 5e-4, 1e-3), 20, 6, (1.0, 3.0, 9.0), 0, 8, 3, 600.0),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, as the command line or the Python API asks for it.
+
+    Paths are strings so that the configuration is plain TOML. `max_*` are budgets (None: no limit);
+    `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none).
+    """
+
+    out: str
+    labels: str = ""
+    task_file: str = ""
+    output: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    instructions: str = ""
+    kind: str = ""
+    descriptions: str = ""
+    test: str = ""
+    unlabeled: str = ""
+    teacher: str = "embedded"
+    student: str = "embedded"
+    api_base: str = ""
+    effort: EffortName = "quick"
+    optimizer: str = ""
+    reflection: str = ""
+    seed: int = 0
+    synthetic_rows: int | None = None
+    pool_rows: int | None = None
+    test_rows: int | None = None
+    label_distribution: str = "uniform"
+    encoder: bool = True
+    max_usd: float | None = None
+    max_tokens: int | None = None
+    max_minutes: float | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out)
+
+    @property
+    def spend(self) -> Effort:
+        """The effort level's counts."""
+        return EFFORTS[self.effort]
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that change results (not the folder, not the budgets): the root of every stage's key."""
+        skip = {"out", "max_usd", "max_tokens", "max_minutes"}
+        return {k: v for k, v in asdict(self).items() if k not in skip}
+
+
+def check(config: RunConfig) -> None:
+    """Raise `InputError` for options that contradict each other or are out of range."""
+    if config.effort not in EFFORTS:
+        raise InputError(f"unknown effort {config.effort!r}", valid=", ".join(EFFORTS))
+    if bool(config.labels) == bool(config.task_file):
+        raise InputError(
+            "a run needs either a file of labels or a task.py, not both and not neither",
+            valid="limbeck run --labels rows.jsonl --output COLUMN, or limbeck run task.py",
+            hint="limbeck run --help",
+        )
+    if config.labels and not config.output:
+        raise InputError("--labels needs --output, the column to predict", hint="limbeck run --help")
+    for name in ("max_usd", "max_tokens", "max_minutes"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value}",
+                valid="a number above 0, or leave it out for no limit",
+            )
+    for name in ("synthetic_rows", "pool_rows", "test_rows"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}", valid="0 or more")
+
+
+def _toml_value(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the configuration as TOML; options left at None are left out."""
+    lines = [f"{k} = {_toml_value(v)}" for k, v in asdict(config).items() if v is not None]
+    path.write_text("# resolved configuration of this run\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the configuration of a run folder; `InputError` where there is none."""
+    path = folder / "run.toml"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder: it has no run.toml", hint="limbeck runs")
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    known = {f.name for f in fields(RunConfig)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+    return RunConfig(**{**values, "out": str(folder)})

@@ -1,0 +1,72 @@
+"""What every stage of one run shares: the task with its split, the teacher, the student's plan, the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import dspy
+
+from limbeck.compile.split import Split
+from limbeck.models import LM
+from limbeck.pipeline.config import Effort, RunConfig
+from limbeck.pipeline.labelers import Folds
+from limbeck.pipeline.runfolder import RunFolder
+from limbeck.pipeline.students import StudentPlan
+from limbeck.task import Task
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run at work. `plan.task` and `task` are the same object; descriptions arrive with `with_task`."""
+
+    run: RunFolder
+    task: Task
+    split: Split
+    teacher: LM
+    plan: StudentPlan
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.run.config
+
+    @property
+    def spend(self) -> Effort:
+        """The effort level's counts."""
+        return self.run.config.spend
+
+    @property
+    def closed(self) -> bool:
+        """Whether the task is one closed set of labels that is scored, not written."""
+        return self.plan.closed
+
+    @property
+    def output(self) -> str:
+        """The first output field; the only one of a closed task."""
+        return self.task.output_fields[0]
+
+    def gold_inputs(self) -> list[dict[str, Any]]:
+        """Return the inputs of the gold rows, in the split's order."""
+        return [inputs_of(self.task, e) for e in self.split.gold]
+
+    def folds(self) -> Folds:
+        """Return the gold rows' classes and folds for the labelers of a closed task."""
+        index = {label: i for i, label in enumerate(self.task.labels)}
+        gold = cast(Sequence[Any], self.split.gold)
+        return Folds(
+            tuple(index[str(e[self.output])] for e in gold),
+            self.split.folds,
+            self.split.n_folds,
+            self.task.labels,
+        )
+
+    def key(self, *parts: Any) -> list[Any]:
+        """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
+        return [self.config.identity(), self.task.fingerprint, *parts]
+
+
+def inputs_of(task: Task, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
+    """Return the input fields of one row."""
+    return {name: cast(Any, row)[name] for name in task.input_fields}

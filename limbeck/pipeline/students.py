@@ -1,0 +1,266 @@
+"""Fitting the student: records become training rows, a recipe becomes an adapter, an adapter becomes an LM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import dspy
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.engine import TorchEngine
+from limbeck.engine.loading import LoadedModel, load_model
+from limbeck.errors import StageEmpty
+from limbeck.evaluate import SystemResult, run_system
+from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, train
+from limbeck.finetune.rows import TrainRow, tokenize_rows
+from limbeck.models import LM
+from limbeck.models.adapter import Rendered, render
+from limbeck.models.torch_engine import TorchBackend
+from limbeck.records import Provenance, Record
+
+if TYPE_CHECKING:
+    from limbeck.task import Task
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not."""
+
+    lr: float
+    epochs: float
+    gold_weight: float = 1.0
+    demos: bool = False
+    normalize: str = "vocabulary"
+    seed: int = 0
+
+    def train_config(self, closed: bool) -> TrainConfig:
+        """Return the training loop's configuration; long outputs are averaged over their tokens."""
+        return TrainConfig(
+            lr=self.lr,
+            epochs=self.epochs,
+            seed=self.seed,
+            normalize=self.normalize if closed else "vocabulary",
+            loss_per="row" if closed else "token",
+        )
+
+    def values(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """What every fit of a run shares: the base model, the adapter and the program with its prompt."""
+
+    base: str
+    adapter: Any
+    task: Task
+    demos: tuple[dspy.Example, ...] = ()
+
+    def program(self, recipe: Recipe) -> dspy.Module:
+        """Return the student's program: the task's own, with the demonstrations where the recipe keeps them."""
+        from limbeck.compile.demos import with_demos
+
+        program = self.task.program.deepcopy()
+        return with_demos(program, self.demos) if recipe.demos else program
+
+    @property
+    def closed(self) -> bool:
+        """Whether the task's one output is a closed set of labels."""
+        return bool(self.task.labels) and len(self.task.output_fields) == 1 and not self.reasons
+
+    @property
+    def reasons(self) -> bool:
+        """Whether a predictor writes fields that are no outputs of the task, such as a rationale."""
+        known = set(self.task.output_fields)
+        return any(
+            set(p.signature.output_fields) - known for p in cast(list[Any], self.task.program.predictors())
+        )
+
+
+def gold_records(examples: Sequence[dspy.Example], task: Task) -> list[Record]:
+    """Return labelled examples as records of level 1 (manual)."""
+    records: list[Record] = []
+    for row, example in enumerate(cast(Sequence[Any], examples)):
+        inputs = {name: example[name] for name in task.input_fields}
+        outputs = {name: example[name] for name in task.output_fields}
+        provenance = Provenance("gold", seed=row, level=1, licence="user")
+        records.append(Record(inputs, outputs, provenance, rationale=str(example.get("reasoning", "") or "")))
+    return records
+
+
+def training_rows(
+    plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any
+) -> list[TrainRow]:
+    """Return the records as token rows under the student's own prompt.
+
+    A program that reasons is trained on records that hold its whole answer: gold rows without a rationale or a
+    trace are left out, since a blank rationale would teach the student to skip it.
+    """
+    program = plan.program(recipe)
+    rendered = [r for record in records for r in _rendered(plan, program, recipe, record)]
+    return tokenize_rows(tokenizer, rendered)
+
+
+def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: Record) -> list[Rendered]:
+    predictors = cast(dict[str, Any], dict(program.named_predictors()))
+    weight = record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
+    if record.calls:
+        return [
+            render(
+                predictors[call["predictor"]],
+                adapter=plan.adapter,
+                demos=predictors[call["predictor"]].demos,
+                inputs=call["inputs"],
+                outputs=call["outputs"],
+                weight=weight,
+            )
+            for call in record.calls
+            if call["predictor"] in predictors
+        ]
+    if len(predictors) != 1:
+        return []
+    predictor = next(iter(predictors.values()))
+    outputs = dict(record.outputs)
+    if record.rationale:
+        outputs.setdefault("reasoning", record.rationale)
+    if any(name not in outputs for name in predictor.signature.output_fields):
+        return []
+    soft = record.soft
+    if plan.closed and soft is None and recipe.normalize == "labels":
+        soft = {str(outputs[plan.task.output_fields[0]]): 1.0}
+    if soft is not None and recipe.normalize == "labels":
+        soft = {label: soft.get(label, 0.0) for label in plan.task.labels}
+    return [
+        render(
+            predictor,
+            adapter=plan.adapter,
+            demos=predictor.demos,
+            inputs=record.inputs,
+            outputs=outputs,
+            soft=soft if plan.closed else None,
+            weight=weight,
+        )
+    ]
+
+
+def lm_of(loaded: LoadedModel, **options: Any) -> LM:
+    """Return an LM without a ledger over a model in memory: for out-of-fold predictions."""
+    return LM(f"memory/{loaded.name}", TorchBackend(TorchEngine(loaded)), role="student", **options)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One finished fit: the trained model, and what it predicted at each look (epoch, result)."""
+
+    result: TrainResult
+    looks: tuple[tuple[float, SystemResult], ...]
+
+
+def fit(
+    plan: StudentPlan,
+    recipe: Recipe,
+    records: Sequence[Record],
+    *,
+    held_out: Sequence[dspy.Example] = (),
+    looks: int = 1,
+    progress: Callable[[Progress], None] | None = None,
+) -> Fit:
+    """Train one student on the records; predict `held_out` at `looks` evenly spaced points of training."""
+    loaded = load_model(plan.base)
+    rows = training_rows(plan, recipe, records, loaded.tokenizer)
+    if not rows:
+        raise StageEmpty(
+            "no training row: no record holds the program's whole answer",
+            hint="a stronger --teacher, or a program without a rationale",
+        )
+    config = recipe.train_config(plan.closed)
+    total, seen = config.steps(len(rows)), list[tuple[float, SystemResult]]()
+
+    def look(step: int, student: LoadedModel) -> float:
+        done = predict(plan, plan.program(recipe), lm_of(student), held_out)
+        seen.append((recipe.epochs * step / total, done))
+        return float(step)
+
+    result = train(
+        loaded,
+        rows,
+        config,
+        evaluate=look if held_out else None,
+        eval_every=max(1, total // looks),
+        progress=progress,
+    )
+    return Fit(result, tuple(seen))
+
+
+def predict(
+    plan: StudentPlan, program: dspy.Module, lm: LM, examples: Sequence[dspy.Example], name: str = "student"
+) -> SystemResult:
+    """Run a program on examples without looking at latency; closes the LM's own threads afterwards."""
+    try:
+        return run_system(
+            name, program, lm, examples, plan.task.metric, adapter=plan.adapter, threads=32, latency_rows=0
+        )
+    finally:
+        close = getattr(lm.backend, "close", None)
+        if close and lm.ledger is None:
+            close()
+
+
+def label_matrix(result: SystemResult, field: str, labels: Sequence[str]) -> Matrix:
+    """Return the label probabilities of a result, shape [rows, labels]; NaN where a row has none."""
+    out = np.full((len(result.predictions), len(labels)), np.nan)
+    for row, given in enumerate(result.probabilities):
+        found = (given or {}).get(field)
+        if found:
+            out[row] = [max(float(found.get(label, 0.0)), 1e-9) for label in labels]
+    return out / out.sum(axis=1, keepdims=True)
+
+
+def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Sequence[Any]) -> list[float]:
+    """Return each row's value for choosing recipes: for labels the mean of hit and probability of gold.
+
+    With tens of rows the hit rate alone moves in steps of two points; the probability of the right label is
+    bounded, smooth and cannot be bought by overconfidence. Other outputs keep their metric.
+    """
+    if not labels:
+        return list(result.scores)
+    matrix = np.nan_to_num(label_matrix(result, field, labels))
+    index = {label: i for i, label in enumerate(labels)}
+    return [
+        (score + float(matrix[row, index[str(gold[row])]])) / 2 for row, score in enumerate(result.scores)
+    ]
+
+
+def save(result: TrainResult, folder: Path) -> Path:
+    """Write the adapter beside a half-written one's place, whole or not at all."""
+    import shutil
+
+    part = folder.with_name(folder.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    result.save(part)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+    return folder
+
+
+def averaged(results: Sequence[TrainResult]) -> TrainResult:
+    """Return the first result with the mean of all results' LoRA products where there are several seeds.
+
+    Averaging A and B apart would not average their product, so only one result is ever returned unchanged; a
+    run of several final seeds keeps the one with the lowest final loss.
+    """
+    return min(results, key=lambda r: float(np.mean(r.losses[-10:])))
+
+
+def stub(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of plain JSON values."""
+    return replace(Recipe(0.0, 0.0), **values)

@@ -1,0 +1,163 @@
+"""The compile stage: descriptions, demonstrations or an optimizer, chosen where the teacher did not see the answer.
+
+For one closed field the candidates are the prompt with and without demonstrations and descriptions. Each gold row
+is answered by a prompt that shows no row of its fold, so that a choice among prompts is made on all gold rows and
+the same predictions later calibrate the teacher. Other programs go through DSPy's optimizers on train and dev.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import dspy
+import numpy as np
+
+from limbeck.compile.demos import draw_demos, row_length, with_demos
+from limbeck.compile.describe import induce_descriptions
+from limbeck.compile.optimize import compile_program
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
+from limbeck.task import Task
+
+# Characters that one token holds on average in English; demonstrations are drawn to fit a token budget.
+_CHARS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One candidate prompt of the teacher: label descriptions by name, demonstrations or none."""
+
+    name: str
+    descriptions: Mapping[str, str]
+    demos: int
+
+
+def demo_budget(gold: Sequence[dspy.Example], tokens: int) -> int:
+    """Return how many demonstrations fit the token budget, by the median row; at least 4."""
+    lengths = sorted(row_length(e) for e in gold)
+    median = lengths[len(lengths) // 2] / _CHARS_PER_TOKEN + 12
+    return max(4, min(len(gold), int(tokens / median)))
+
+
+def program_for(context: Context, task: Task, demos: int, *, block: int, seed: int = 0) -> dspy.Module:
+    """Return the task's program with demonstrations that show no gold row of the block (-1: any row)."""
+    if not demos:
+        return task.program.deepcopy()
+    drawn = draw_demos(
+        context.split.gold,
+        demos,
+        context.config.seed + seed,
+        exclude_fold=block if block >= 0 else None,
+        folds=context.split.folds,
+        labels=task.labels,
+        output=context.output,
+    )
+    return with_demos(task.program, drawn)
+
+
+def _out_of_fold(context: Context, prompt: Prompt) -> tuple[list[float], list[float], Matrix]:
+    """Return (usefulness, hits, probabilities [N, K]) of a prompt on every gold row, by prompts blind to its fold."""
+    task = context.task.with_descriptions(prompt.descriptions)
+    gold = context.split.gold
+    answers = cast(Sequence[Any], gold)
+    values, hits = [0.0] * len(gold), [0.0] * len(gold)
+    matrix: Matrix = np.full((len(gold), len(task.labels)), np.nan)
+    blocks = range(context.split.n_folds) if prompt.demos else (-1,)
+    for block in blocks:
+        rows = [i for i, f in enumerate(context.split.folds) if block in (-1, f)]
+        program = program_for(context, task, prompt.demos, block=block)
+        result = predict(context.plan, program, context.teacher, [gold[i] for i in rows], "teacher")
+        given = [answers[i][context.output] for i in rows]
+        useful = usefulness(result, context.output, task.labels, given)
+        matrix[rows] = label_matrix(result, context.output, task.labels)
+        for i, value, hit in zip(rows, useful, result.scores, strict=True):
+            values[i], hits[i] = value, hit
+        context.run.reporter.step(f"teacher out of fold: {prompt.name}", len(rows), len(gold))
+    return values, hits, matrix
+
+
+def _described(context: Context) -> dict[str, str]:
+    """Return the label descriptions to try: the user's, else what the teacher makes of the gold rows."""
+    if context.task.label_descriptions:
+        return dict(context.task.label_descriptions)
+    found = induce_descriptions(
+        context.task,
+        context.split.gold,
+        context.teacher,
+        seed=context.config.seed,
+        adapter=context.plan.adapter,
+    )
+    return {label: text for label, text in found.items() if text}
+
+
+def compile_closed(context: Context) -> dict[str, Any]:
+    """Choose the teacher's prompt for a closed task; return the stage's payload.
+
+    Without folds (one row a class) nothing can be compared: descriptions and demonstrations are both kept, as
+    the fixed default.
+    """
+    described = _described(context)
+    k = demo_budget(context.split.gold, context.spend.demo_tokens)
+    bare, shown = Prompt("zero-shot", {}, 0), Prompt("demonstrations", {}, k)
+    both = Prompt("demonstrations and descriptions", described, k)
+    candidates = [bare, shown, *([Prompt("descriptions", described, 0), both] if described else [])]
+    if context.split.n_folds < 2:
+        chosen = both if described else shown
+        tried: list[dict[str, Any]] = []
+        oof = None
+    else:
+        measured = [(p, *_out_of_fold(context, p)) for p in candidates]
+        # The first of equals wins: the shorter prompt.
+        best = max(range(len(measured)), key=lambda i: (round(float(np.mean(measured[i][1])), 6), -i))
+        chosen, _, _, matrix = measured[best]
+        oof = np.nan_to_num(matrix, nan=1.0 / len(context.task.labels)).tolist()
+        tried = [
+            {"prompt": p.name, "useful": float(np.mean(v)), "accuracy": float(np.mean(h))}
+            for p, v, h, _ in measured
+        ]
+    task = context.task.with_descriptions(chosen.descriptions)
+    program = program_for(context, task, chosen.demos, block=-1)
+    cast(Any, program).save(str(context.run.path / "program.json"))
+    return {
+        "files": ["program.json"],
+        "prompt": chosen.name,
+        "descriptions": dict(chosen.descriptions),
+        "induced": described,
+        "demos": chosen.demos,
+        "tried": tried,
+        "oof": oof,
+        "log": {"records_in": len(context.split.gold), "kept": chosen.name, "tried": tried},
+    }
+
+
+def compile_open(context: Context) -> dict[str, Any]:
+    """Compile the teacher's program with one of DSPy's optimizers; return the stage's payload."""
+    compiled = compile_program(
+        context.task,
+        context.split,
+        context.teacher,
+        optimizer=context.config.optimizer or None,
+        effort=context.config.effort,
+        seed=context.config.seed,
+        adapter=context.plan.adapter,
+    )
+    cast(Any, compiled.program).save(str(context.run.path / "program.json"))
+    return {
+        "files": ["program.json"],
+        "prompt": compiled.optimizer if compiled.kept else "uncompiled",
+        "descriptions": {},
+        "demos": 0,
+        "tried": [],
+        "oof": None,
+        "baseline": compiled.baseline_score,
+        "compiled": compiled.compiled_score,
+        "notes": list(compiled.notes),
+        "log": {
+            "records_in": len(context.split.gold),
+            "kept": compiled.optimizer if compiled.kept else "uncompiled",
+            "baseline": compiled.baseline_score,
+            "compiled": compiled.compiled_score,
+        },
+    }

@@ -1,0 +1,112 @@
+"""Models for the tests: the embedded one, and tiny random ones that compute the same in milliseconds."""
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports the hub's client, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from limbeck.engine import LoadedModel
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WORDS = (
+    "the quick brown fox jumps over the lazy dog; a card was lost or stolen, the transfer is pending; "
+    "yes no maybe spam ham win a free prize now see you at five label text system user assistant "
+) * 4
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE of 400 tokens with ChatML turns, trained here on a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([WORDS], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def tiny_model(kind: str = "llama", seed: int = 0) -> LoadedModel:
+    """A random fp32 model of two layers with grouped queries; `kind` is "llama" or "qwen2"."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    from limbeck.engine import LoadedModel
+
+    tokenizer = tiny_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        # Far from uniform answers: a wrong mask then changes the argmax too.
+        "initializer_range": 0.4,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "attn_implementation": "sdpa",
+    }
+    torch.manual_seed(seed)
+    if kind == "qwen2":
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    return LoadedModel(
+        model.eval(), tokenizer, f"tiny-{kind}", f"tiny-{kind}-{seed}", torch.device("cpu"), torch.float32
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> LoadedModel:
+    """A random tiny Llama in fp32 with its own tokenizer; do not change it."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2() -> LoadedModel:
+    """A random tiny Qwen2 (biases in the attention) in fp32; do not change it."""
+    return tiny_model("qwen2")
+
+
+@pytest.fixture
+def fresh_tiny() -> LoadedModel:
+    """A tiny Llama of this test's own, to train or to wrap."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def embedded() -> LoadedModel:
+    """SmolLM2-135M-Instruct in fp32 on the CPU; do not change it."""
+    from limbeck.engine import embedded_path, load_model
+    from limbeck.errors import ModelError
+
+    try:
+        embedded_path()
+    except ModelError as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+    return load_model("embedded", device="cpu", dtype="fp32")

@@ -1,0 +1,182 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine
+from limbeck.engine.chat import Chat, Prompt
+from limbeck.engine.generation import Draft, choose
+from limbeck.errors import ModelError
+
+SYSTEM = ("system", "label the text as spam or ham")
+TEXTS = ["win a free prize now", "see you", "the card was lost or stolen; the transfer is pending", "yes", ""]
+
+
+def request(text: str, system: tuple[str, str] = SYSTEM, **options: Any) -> GenerateRequest:
+    return GenerateRequest((system, ("user", text)), **{"max_tokens": 12, **options})
+
+
+def plain_greedy(loaded: LoadedModel, asked: GenerateRequest) -> list[int]:
+    """Greedy decoding by the model itself, the whole text each time: no cache, no batch."""
+    chat = Chat(loaded.tokenizer)
+    ids = list(chat.prompt(asked.messages).ids + chat.ids(asked.assistant_prefix))
+    written: list[int] = []
+    model: Any = loaded.model
+    while len(written) < asked.max_tokens:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids + written]), use_cache=False).logits
+        written.append(int(logits[0, -1].argmax()))
+        if written[-1] in chat.stop_ids:
+            break
+    return written
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def engine(loaded: LoadedModel) -> Iterator[TorchEngine]:
+    engine = TorchEngine(loaded, max_batch=4)
+    yield engine
+    engine.close()
+
+
+def expected_text(loaded: LoadedModel, asked: GenerateRequest) -> str:
+    return Chat(loaded.tokenizer).text(plain_greedy(loaded, asked))
+
+
+def test_a_ragged_batch_writes_what_each_row_writes_alone(loaded: LoadedModel, engine: TorchEngine):
+    asked = [request(text, max_tokens=5 + 4 * i) for i, text in enumerate(TEXTS)]
+    found = engine.generate_many(asked)
+    assert [g.text for g in found] == [expected_text(loaded, a) for a in asked]
+    assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
+
+
+def test_rows_with_different_shared_prompts_run_in_one_batch(loaded: LoadedModel, engine: TorchEngine):
+    other = ("system", "the quick brown fox jumps over the lazy dog")
+    asked = [request(text, system) for text in TEXTS[:2] for system in (SYSTEM, other)]
+    assert [g.text for g in engine.generate_many(asked)] == [expected_text(loaded, a) for a in asked]
+
+
+def test_the_assistants_turn_can_be_opened(loaded: LoadedModel, engine: TorchEngine):
+    asked = request("see you", assistant_prefix="the quick")
+    (found,) = engine.generate_many([asked])
+    assert found.text == expected_text(loaded, asked)
+
+
+def test_the_embedded_model_writes_what_transformers_writes(embedded: LoadedModel):
+    engine = TorchEngine(embedded)
+    asked = [
+        request("Say hello.", max_tokens=8),
+        request("Name the capital of France, please.", max_tokens=8),
+    ]
+    assert [g.text for g in engine.generate_many(asked)] == [expected_text(embedded, a) for a in asked]
+
+
+def test_the_shared_prompt_is_kept_between_calls(engine: TorchEngine):
+    first, second = engine.generate_many([request(text) for text in TEXTS[:2]])
+    (third,) = engine.generate_many([request(TEXTS[2])])
+    assert first.cached_tokens == 0
+    assert second.cached_tokens == third.cached_tokens > 0
+    assert third.tokens_in > third.cached_tokens
+
+
+def test_the_length_is_a_limit(engine: TorchEngine):
+    (found,) = engine.generate_many([request("see you", max_tokens=1)])
+    assert (found.tokens_out, found.finish_reason) == (1, "length")
+
+
+def test_a_stop_string_ends_the_text_and_is_cut_off(tiny_llama: LoadedModel):
+    engine = TorchEngine(tiny_llama)
+    (whole,) = engine.generate_many([request("see you")])
+    stop = whole.text[3:5]
+    (found,) = engine.generate_many([request("see you", stop=("never-there", stop))])
+    assert found.finish_reason == "stop"
+    assert found.text == whole.text[: whole.text.index(stop)]
+    assert found.tokens_out < whole.tokens_out
+
+
+def test_the_end_of_turn_ends_the_text(fresh_tiny: LoadedModel):
+    engine = TorchEngine(fresh_tiny)
+    (whole,) = engine.generate_many([request("see you")])
+    written = plain_greedy(fresh_tiny, request("see you"))
+    # The third token becomes an end of turn.
+    engine.chat.stop_ids = frozenset({written[2]})
+    (found,) = engine.generate_many([request("see you")])
+    at = written.index(written[2])
+    assert (found.finish_reason, found.tokens_out) == ("stop", at + 1)
+    assert whole.text.startswith(found.text)
+
+
+def test_samples_depend_on_the_seed_and_not_on_the_batch(tiny_llama: LoadedModel):
+    engine = TorchEngine(tiny_llama)
+    asked = [request(text, temperature=1.0, seed=seed) for text in TEXTS[:3] for seed in (1, 2)]
+    together = [g.text for g in engine.generate_many(asked)]
+    alone = [engine.generate_many([a])[0].text for a in reversed(asked)][::-1]
+    assert together == alone
+    assert together[0] != together[1]
+
+
+def test_a_longer_limit_does_not_change_a_samples_beginning(tiny_llama: LoadedModel):
+    engine = TorchEngine(tiny_llama)
+    short, long = engine.generate_many(
+        [request("see you", temperature=1.0, seed=5, max_tokens=n) for n in (4, 16)]
+    )
+    assert long.text.startswith(short.text.rstrip("\ufffd"))
+
+
+def draft(seed: int, **options: Any) -> Draft:
+    return Draft(request("", seed=seed, **options), Prompt((1,), 0), 4)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says():
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    logits = weights.log().expand(3000, 3)
+    counts = Counter(choose([draft(seed, temperature=1.0) for seed in range(3000)], logits))
+    # Five standard deviations of 3000 draws are 0.046 at most.
+    assert [counts[i] / 3000 for i in range(3)] == pytest.approx(weights.tolist(), abs=0.046)
+
+
+def test_top_p_leaves_the_tail_out():
+    logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().expand(400, 4)
+    drawn = choose([draft(seed, temperature=1.0, top_p=0.7) for seed in range(400)], logits)
+    assert set(drawn) == {1, 3}
+
+
+def test_top_p_wider_than_the_first_tokens_is_exact():
+    logits = torch.zeros(200, 1000)
+    drawn = choose([draft(seed, temperature=1.0, top_p=0.999) for seed in range(200)], logits)
+    assert len(set(drawn)) > 150
+
+
+def test_a_low_temperature_is_almost_greedy():
+    logits = torch.tensor([1.0, 2.0, 1.5]).expand(100, 3)
+    assert set(choose([draft(seed, temperature=0.01) for seed in range(100)], logits)) == {1}
+
+
+def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers(engine: TorchEngine):
+    asked = request("win a free prize now " * 400)
+    with pytest.raises(ModelError, match=r"a prompt of \d{4} tokens .*\n.*at most 1024 tokens"):
+        engine.generate_many([asked])
+
+
+def test_the_answer_is_cut_where_the_context_ends(engine: TorchEngine):
+    text = "the " * 1000
+    room = 1024 - engine.count_tokens((SYSTEM, ("user", text)))
+    assert 0 < room
+    (found,) = engine.generate_many([request(text, max_tokens=5000, temperature=0.5)])
+    assert found.finish_reason == "stop" or found.tokens_out == room
+
+
+def test_results_come_in_the_order_asked(engine: TorchEngine, loaded: LoadedModel):
+    asked = [request("the " * n, max_tokens=3) for n in (1, 40, 3, 20, 7, 2)]
+    found = engine.generate_many(asked)
+    assert [g.tokens_in for g in found] == [engine.count_tokens(a.messages) for a in asked]
+    assert all(isinstance(g, Generation) for g in found)

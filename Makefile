@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when first imported: compiling all of torch first costs half a minute of a quickstart.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 TORCH_CPU := https://download.pytorch.org/whl/cpu
@@ -61,7 +62,9 @@ $(RUN): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/limbeck doctor --fix
 	@touch $@
 
+# Compiled here after all, as tests turn the compiler's warnings about others' code into errors.
 $(DEV): $(RUN)
 	@echo "setup: installing the developer's tools"
 	@$(PIP) --editable '.[dev]'
+	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib || true
 	@touch $@

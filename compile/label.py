@@ -55,7 +55,7 @@ class LabelConfig:
     """How inputs are answered.
 
     One sample is asked for at temperature 0; several (`samples`) at `temperature`, their seeds from `seed`.
-    The stage ends with StageEmpty when the first `patience` calls all fail.
+    The stage ends with StageEmpty when the first `patience` calls, or all of fewer, fail.
     """
 
     method: str = "pool"
@@ -205,9 +205,12 @@ def answer_all(
         if result[1].reason == FAILED:
             errors.append(result[1].error)
         if len(errors) == len(done) == config.patience:
-            raise StageEmpty(f"none of the first {len(done)} calls gave an answer; the first: {errors[0]}")
+            raise give_up()
         if progress is not None:
             progress(len(done) // config.samples, len(inputs))
+
+    def give_up() -> StageEmpty:
+        return StageEmpty(f"none of the first {len(done)} calls gave an answer; the first: {errors[0]}")
 
     for block in dict.fromkeys(blocks):
         rows = [i for i, b in enumerate(blocks) if b == block]
@@ -217,6 +220,8 @@ def answer_all(
             samples[row].append(answer)
         for row in rows:
             answers[row] = consensus(inputs[row], samples[row], labeler.metric, labeler.label_field)
+    if errors and len(errors) == len(done):
+        raise give_up()
     return [answers[i] for i in range(len(inputs))]
 
 

@@ -8,7 +8,8 @@ keeps its retriever and shows the labelled rows as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import dspy
@@ -19,19 +20,49 @@ from numpy.typing import NDArray
 from limbeck.compile.demos import with_demos
 
 _HASHED = 4096
+# A character is one token at most and the encoder reads 512; the beginning says what a text is about.
+_MOST_CHARACTERS = 500
+
+Vectors = NDArray[np.float32]
+Encoder = Callable[[Sequence[str]], Vectors]
 
 
-def vectors(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return unit vectors, float32 [texts, dim]: MiniLM's where it is installed, else hashed character
-    n-grams.""" from limbeck.engine.embedding import encode
+def text_encoder() -> Encoder:
+    """Return a function from texts to unit vectors, float32 [texts, dim].
 
-    found = encode(list(texts))
-    if found is not None:
-        return found
+    MiniLM where it is installed, loaded here and once; else hashed character n-grams.
+    """
+    from limbeck.engine.loading import encoder_path
+
+    folder = encoder_path()
+    return _hashed if folder is None else _sentence_encoder(folder)
+
+
+def _hashed(texts: Sequence[str]) -> Vectors:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(n_features=_HASHED, analyzer="char_wb", ngram_range=(2, 4), norm="l2")
     return cast(Any, hashing.transform(list(texts))).toarray().astype(np.float32)
+
+
+def _sentence_encoder(folder: Path) -> Encoder:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from limbeck.engine.embedding import embed
+    from limbeck.engine.loading import LoadedModel, quiet
+
+    with quiet():
+        model = cast(Any, AutoModel).from_pretrained(str(folder), dtype=torch.float32).eval()
+        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder))
+    loaded = LoadedModel(model, tokenizer, folder.name, folder.name, torch.device("cpu"), torch.float32)
+
+    def encode(texts: Sequence[str]) -> Vectors:
+        found = embed(loaded, [text[:_MOST_CHARACTERS] for text in texts])
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        return cast(Vectors, found / np.maximum(norms, 1e-9))
+
+    return encode
 
 
 class NearestDemos(dspy.Module):
@@ -44,7 +75,7 @@ class NearestDemos(dspy.Module):
         super().__init__()
         self.program = with_demos(program, rows)
         self.rows, self.k = list(rows), k
-        self._nearest = KNN(k, self.rows, cast(Any, vectors))
+        self._nearest = KNN(k, self.rows, cast(Any, text_encoder()))
 
     def forward(self, **inputs: Any) -> Any:
         """Answer one input."""

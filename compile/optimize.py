@@ -13,6 +13,7 @@ import functools
 import io
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -36,6 +37,7 @@ Effort = Literal["quick", "standard", "thorough"]
 Progress = Callable[[str, int, int], None]
 UNCOMPILED = "uncompiled"
 _FLOOR = 0.01
+_SETTLE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,15 @@ def clean(original: dspy.Module, compiled: dspy.Module) -> dspy.Module:
 def run_silently(optimizer: Optimizer, job: Job, adapter: Any) -> dspy.Module:
     """Run one optimizer without output; a spent budget ends it at the first refused call."""
     settings = {"lm": job.lm, "max_errors": MAX_ERRORS, "num_threads": job.threads}
-    callbacks = [*(dspy.settings.get("callbacks") or []), _StopWhenSpent()]
+    guard = _Guard()
+    callbacks = [*(dspy.settings.get("callbacks") or []), guard]
     if adapter is not None:
         settings["adapter"] = adapter
     try:
         with dspy.context(callbacks=callbacks, **settings), _silence():
             return optimizer.run(job)
     except _Spent as spent:
+        guard.settle()
         raise spent.error from None
 
 
@@ -145,17 +149,43 @@ class _Spent(BaseException):
         self.error = error
 
 
-class _StopWhenSpent(BaseCallback):
-    """Turns a refused call into an exception that optimizers do not count as one more failed row."""
+class _Guard(BaseCallback):
+    """Turns a refused call into an exception that optimizers do not count as one more failed row.
+
+    DSPy's thread pools go on with what is queued after an exception; here it ends before its first call.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._active = 0
+        self._spent: BudgetExceeded | None = None
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Let no module begin once the budget is spent."""
+        with self._changed:
+            if self._spent is not None:
+                raise _Spent(self._spent)
+            self._active += 1
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Look at how a module ended."""
+        with self._changed:
+            self._active -= 1
+            self._changed.notify_all()
+        self.on_lm_end(call_id, None, exception)
+
+    def on_lm_end(
+        self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
+    ) -> None:
+        """Look at how a model's call ended."""
         if isinstance(exception, BudgetExceeded):
+            self._spent = exception
             raise _Spent(exception)
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Look at how a model's call ended."""
-        self.on_module_end(call_id, outputs, exception)
+    def settle(self) -> None:
+        """Wait for the calls in flight: what they cost is recorded when they end."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._active, timeout=_SETTLE_SECONDS)
 
 
 class _Logged(io.TextIOBase):

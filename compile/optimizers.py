@@ -290,7 +290,7 @@ class COPRO:
         optimizer = dspy.COPRO(
             metric=job.metric, breadth=self.breadth, depth=self.depth, prompt_model=job.prompt_lm
         )
-        scoring = {"num_threads": job.threads, "display_progress": False, "max_errors": MAX_ERRORS}
+        scoring = {"num_threads": job.threads, "display_progress": False}
         return optimizer.compile(job.task.program, trainset=job.train, eval_kwargs=scoring)
 
 

@@ -21,7 +21,7 @@ from limbeck.compile.attributes import Attributes, lengths_of, propose
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
-from limbeck.programs.generate import Condition, InputWriter, TopicProposer
+from limbeck.programs.generate import ANY_STYLE, Condition, InputWriter, TopicProposer
 from limbeck.records import CHECKED, Provenance, Record, stable_hash
 
 METHOD = "label_conditioned"
@@ -39,7 +39,9 @@ class SynthesisConfig:
 
     `total` inputs over the labels by `distribution`; at most `max_calls` calls (None: twice what is needed
     if every call gave what it was asked for), `per_call` texts each. StageEmpty when `patience` calls give
-    nothing new. `demos` rows of the label and two other labels' rows stand in each prompt.
+    nothing new. `demos` rows of the label and two other labels' rows stand in each prompt. `styled` is the
+    share of calls that ask for a style (attributes); the others ask for more of what gold rows are like. A
+    135M model follows no style and writes better without: give it 0.
     """
 
     total: int = 240
@@ -47,7 +49,9 @@ class SynthesisConfig:
     per_call: int = 5
     demos: int = 4
     other_labels: int = 2
-    temperature: float = 1.0
+    temperature: float = 0.8
+    top_p: float = 0.95
+    styled: float = 0.5
     topics: bool = True
     max_calls: int | None = None
     patience: int = 24
@@ -229,6 +233,8 @@ class _Run:
                 block = blocks[(i + turn + wave) % len(blocks)]
                 if (label, block) not in prompts:
                     prompts[label, block] = self._prompt(label, block, wave)
+                share = self.config.styled
+                style = style if int((i + 1) * share) > int(i * share) else ANY_STYLE
                 condition = Condition(label, self.source.meanings.get(label, ""), style)
                 seed = int(stable_hash([self.config.seed, wave, label, i])[:7], 16)
                 jobs.append(_Job(condition, per_call, block, prompts[label, block], seed))
@@ -265,6 +271,7 @@ class _Run:
     def _call(self, job: _Job) -> _Written:
         config = {
             "temperature": self.config.temperature,
+            "top_p": self.config.top_p,
             "max_tokens": self.source.tokens * job.count,
             "rollout_id": job.seed,
         }
@@ -314,7 +321,7 @@ class _Run:
 
 def _attributes(source: Source, lm: dspy.LM, adapter: Any, config: SynthesisConfig) -> Attributes:
     texts = [record_text(row.inputs) for row in source.gold]
-    if not config.topics:
+    if not config.topics or not config.styled:
         return Attributes(lengths_of(texts))
     proposer = TopicProposer(
         " and ".join(source.fields), source.instructions, labelled=True, described=bool(source.meanings)

@@ -1,4 +1,5 @@
 """LoRA fine-tuning (Hu et al. 2021) in one loop: seeded, interruptible, checkpointed by a task metric."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -131,7 +132,11 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
         return model
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     lora = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(config.seed)

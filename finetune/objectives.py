@@ -33,9 +33,7 @@ def vocabulary(logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tens
     return -(masses * logprobs).sum()
 
 
-def vocabulary_token_mean(
-    logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor
-) -> torch.Tensor:
+def vocabulary_token_mean(logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy a token: long outputs then weigh no more than short ones.
 
     >>> vocabulary_token_mean(torch.tensor([-1.0, -3.0]), torch.tensor([2, 3]), torch.tensor([0.5, 0.5]))
@@ -68,6 +66,4 @@ def find_objective(normalize: str, loss_per: str) -> Objective:
         return OBJECTIVES[normalize, loss_per]
     except KeyError:
         valid = "; ".join(f"normalize={n!r}, loss_per={p!r}" for n, p in OBJECTIVES)
-        raise InputError(
-            f"no objective normalize={normalize!r}, loss_per={loss_per!r}", valid=valid
-        ) from None
+        raise InputError(f"no objective normalize={normalize!r}, loss_per={loss_per!r}", valid=valid) from None

@@ -5,11 +5,13 @@ row adds (the rest of its prompt and the trie of its completions) is laid out on
 last token of a completion is only predicted, never forwarded. A prefix leaves every prompt at least its last
 token, so that all predictions are made by a row's own tokens.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +49,7 @@ def group_rows(rows: Sequence[TrainRow]) -> list[Group]:
     for a second prefix pass.
     """
     ordered = sorted(rows, key=lambda row: row.prompt)
-    shared = [common_prefix(a.prompt, b.prompt) for a, b in zip(ordered, ordered[1:], strict=False)]
+    shared = [common_prefix(a.prompt, b.prompt) for a, b in pairwise(ordered)]
 
     def prefix(start: int, stop: int) -> int:
         shortest = min(len(row.prompt) for row in ordered[start:stop])
@@ -132,7 +134,7 @@ def build_tree(row: TrainRow, prefix: int) -> Tree:
 
 
 def chunk_trees(trees: Sequence[Tree], max_tokens: int, max_positions: int) -> list[list[Tree]]:
-    """Return the trees in runs of at most `max_tokens` tokens and `max_positions` logits; never none a run."""
+    """Return the trees in chunks of at most `max_tokens` tokens and `max_positions` logits, at least one tree each."""
     chunks: list[list[Tree]] = []
     tokens = positions = 0
     for tree in sorted(trees, key=lambda tree: len(tree.tokens)):
@@ -148,11 +150,11 @@ def chunk_trees(trees: Sequence[Tree], max_tokens: int, max_positions: int) -> l
 class Block:
     """Rows of similar length, padded to T tokens for attention only: `gather_BT` indexes the packed tokens.
 
-    `mask_B1TS` says which of the S = prefix + T keys each query sees.
+    `bias_B11TT` is 0 where a query sees a key of its row, else -inf; the prefix is seen by all.
     """
 
     gather_BT: torch.Tensor
-    mask_B1TS: torch.Tensor
+    bias_B11TT: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -178,22 +180,19 @@ class Pack:
     masses: torch.Tensor
 
 
-def _block(trees: Sequence[Tree], starts: Sequence[int], prefix: int, device: torch.device) -> Block:
+def _block(trees: Sequence[Tree], starts: Sequence[int], device: torch.device) -> Block:
     longest = max(len(tree.tokens) for tree in trees)
     gather = np.zeros((len(trees), longest), dtype=np.int64)
-    mask = np.zeros((len(trees), longest, prefix + longest), dtype=bool)
-    mask[:, :, :prefix] = True
-    mask[:, np.arange(longest), prefix + np.arange(longest)] = True  # padding sees itself: no empty softmax
+    bias = np.full((len(trees), 1, 1, longest, longest), -np.inf, dtype=np.float32)
+    bias[..., np.arange(longest), np.arange(longest)] = 0.0  # padding sees itself: no empty softmax
     for i, (tree, start) in enumerate(zip(trees, starts, strict=True)):
         n = len(tree.tokens)
         gather[i, :n] = start + np.arange(n)
-        mask[i, :n, prefix : prefix + n] = tree.ancestors()
-    return Block(torch.from_numpy(gather).to(device), torch.from_numpy(mask).unsqueeze(1).to(device))
+        bias[i, 0, 0, :n, :n][tree.ancestors()] = 0.0
+    return Block(torch.from_numpy(gather).to(device), torch.from_numpy(bias).to(device))
 
 
-def _attention_blocks(
-    trees: Sequence[Tree], prefix: int, device: torch.device
-) -> tuple[tuple[Block, ...], torch.Tensor]:
+def _attention_blocks(trees: Sequence[Tree], device: torch.device) -> tuple[tuple[Block, ...], torch.Tensor]:
     """Return blocks of rows whose lengths differ by less than a factor two, and `Pack.scatter`."""
     by_size: dict[int, list[int]] = {}
     for i, tree in enumerate(trees):
@@ -203,7 +202,7 @@ def _attention_blocks(
     blocks: list[Block] = []
     offset = 0
     for members in by_size.values():
-        block = _block([trees[i] for i in members], [int(starts[i]) for i in members], prefix, device)
+        block = _block([trees[i] for i in members], [int(starts[i]) for i in members], device)
         for row, i in enumerate(members):
             n = len(trees[i].tokens)
             scatter[starts[i] : starts[i] + n] = offset + row * block.gather_BT.shape[1] + np.arange(n)
@@ -212,8 +211,8 @@ def _attention_blocks(
     return tuple(blocks), torch.from_numpy(scatter).to(device)
 
 
-def pack_trees(trees: Sequence[Tree], prefix: int, device: torch.device) -> Pack:
-    """Return the trees packed for one forward pass behind `prefix` shared tokens."""
+def pack_trees(trees: Sequence[Tree], device: torch.device) -> Pack:
+    """Return the trees packed for one forward pass."""
 
     def tensor(values: Sequence[int] | Sequence[tuple[int, int]]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=device)
@@ -229,7 +228,7 @@ def pack_trees(trees: Sequence[Tree], prefix: int, device: torch.device) -> Pack
             lengths.append(len(path))
         edges += [(at.setdefault(start + parent, len(at)), token) for parent, token in tree.edges]
         start += len(tree.tokens)
-    blocks, scatter = _attention_blocks(trees, prefix, device)
+    blocks, scatter = _attention_blocks(trees, device)
     return Pack(
         trees=tuple(trees),
         tokens=tensor([token for tree in trees for token in tree.tokens]),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from limbeck.engine.chat import Chat
 from limbeck.errors import InputError
 
 Branch = tuple[tuple[int, ...], float]
@@ -51,49 +52,24 @@ class RenderedRow(Protocol):
         ...
 
 
-def end_of_turn(tokenizer: Any) -> tuple[int, ...]:
-    """Return the token that ends an assistant's turn in the tokenizer's chat template.
-
-    It is read off a rendered turn, because some tokenizers' `eos_token` ends documents, not turns.
-    """
-    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "limbeck"}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
-    _, found, rest = text.rpartition("limbeck")
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    if found:
-        for token in tokenizer(rest, add_special_tokens=False)["input_ids"]:
-            if token in special:
-                return (int(token),)
-    if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no end-of-turn token", valid="a chat model's tokenizer")
-    return (int(tokenizer.eos_token_id),)
-
-
-def prompt_tokens(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """Return the token ids of the chat prompt up to where the assistant starts to write."""
-    chat = [{"role": role, "content": content} for role, content in messages]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def tokenize_rows(tokenizer: Any, rendered: Iterable[RenderedRow]) -> list[TrainRow]:
     """Return one `TrainRow` a rendered row, in order.
 
-    Completions are tokenized apart from the prompt, as the engine tokenizes candidates and as a model
-    generates: the boundary is the same token in training and in use. Masses of a row are scaled to sum 1.
-    Raises `InputError` for a row without completions or without mass.
+    Tokens are the engine's: the prompt up to the opened turn, every completion tokenized whole and apart from
+    it, then the end of the turn. Masses of a row are scaled to sum 1. Raises `InputError` for a row without
+    mass.
     """
-    end = end_of_turn(tokenizer)
-    rows: list[TrainRow] = []
+    chat, rows = Chat(tokenizer), list[TrainRow]()
     for number, item in enumerate(rendered):
         total = sum(mass for _, mass in item.completions)
         if total <= 0:
             raise InputError(f"training row {number} has no completion with a positive mass")
+        texts = chat.many_ids([text for text, _ in item.completions])
         branches = tuple(
-            (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) + end, mass / total)
-            for text, mass in item.completions
+            ((*tokens, chat.end_of_turn), mass / total)
+            for tokens, (_, mass) in zip(texts, item.completions, strict=True)
         )
-        rows.append(TrainRow(prompt_tokens(tokenizer, item.messages), branches, item.weight))
+        rows.append(TrainRow(chat.prompt(tuple(item.messages)).ids, branches, item.weight))
     return rows
 
 

@@ -4,6 +4,7 @@ A step that fits in `pack_tokens` is one forward pass: prefix, then rows. A larg
 first, lets every chunk of rows accumulate gradients at copies of its keys and values, and carries these
 through the prefix once at the end. Loss and gradients equal those of the plain loop.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from limbeck.finetune.attention import Layout, shared_prefix_enabled
+from limbeck.finetune.fused_lora import fused_lora
 from limbeck.finetune.objectives import Objective
 from limbeck.finetune.packing import Group, Pack, Tree, build_tree, chunk_trees, group_rows, pack_trees
 from limbeck.finetune.rows import TrainRow
@@ -68,15 +70,11 @@ def _loss(logits: torch.Tensor, pack: Pack, objective: Objective) -> torch.Tenso
     return torch.stack(losses).sum()
 
 
-def _one_pass(
-    model: Any, group: Group, trees: Sequence[Tree], objective: Objective, scale: float
-) -> float:
+def _one_pass(model: Any, group: Group, trees: Sequence[Tree], objective: Objective, scale: float) -> float:
     device = next(model.parameters()).device
-    pack = pack_trees(trees, group.prefix, device)
+    pack = pack_trees(trees, device)
     layout = Layout(group.prefix, pack)
-    loss = _loss(
-        _forward(model, layout, group.rows[0].prompt[: group.prefix], group.prefix), pack, objective
-    )
+    loss = _loss(_forward(model, layout, group.rows[0].prompt[: group.prefix], group.prefix), pack, objective)
     (loss * scale).backward()
     return float(loss.detach())
 
@@ -93,10 +91,8 @@ def _several_passes(
     }
     total = 0.0
     for chunk in chunks:
-        pack = pack_trees(chunk, group.prefix, device)
-        loss = _loss(
-            _forward(model, Layout(0, pack, given=copies), (), group.prefix), pack, objective
-        )
+        pack = pack_trees(chunk, device)
+        loss = _loss(_forward(model, Layout(0, pack, given=copies), (), group.prefix), pack, objective)
         (loss * scale).backward()
         total += float(loss.detach())
     heads = [x for layer in copies for x in shared.kept[layer] if x.requires_grad]
@@ -127,7 +123,7 @@ def accumulate_gradients(
     scale = 1.0 / sum(row.weight for row in rows)
     positions = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     total, tokens = 0.0, 0
-    with shared_prefix_enabled(model):
+    with shared_prefix_enabled(model), fused_lora(model):
         for group in groups:
             trees = [build_tree(row, group.prefix) for row in group.rows]
             chunks = chunk_trees(trees, pack_tokens, positions)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from limbeck.models.adapter import CompactAdapter
     from limbeck.models.lm import LM
     from limbeck.models.names import connect
-    from limbeck.pipeline import run
+    from limbeck.pipeline.run import run
     from limbeck.task import Task, task_from_labels
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOMES = {
     "LoRAProvider": "limbeck.finetune.provider",
     "Task": "limbeck.task",
     "connect": "limbeck.models.names",
-    "run": "limbeck.pipeline",
+    "run": "limbeck.pipeline.run",
     "task_from_labels": "limbeck.task",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -260,7 +260,7 @@ def main() -> None:
         typer.echo(f"limbeck: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo(f"limbeck: stopped; go on with: {cast(str, _resume_hint())}", err=True)
+        typer.echo(f"limbeck: stopped; go on with: {_resume_hint()}", err=True)
         sys.exit(130)
 
 

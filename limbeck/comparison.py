@@ -101,9 +101,9 @@ def compare(
 ) -> dict[str, Any]:
     """Return the systems, pairs and verdict of `report.json`.
 
-    `candidate` is the distilled student; `chosen` is the system that the run returns (decided out of fold,
-    never on test rows; default: the candidate) and `chosen_because` says why in a clause. `tolerance` is the
-    loss against the best teacher that still counts as keeping up. Raises InputError where systems have
+    `candidate` is the trained student to judge; `chosen` is the system that the run returns (decided out of
+    fold, never on test rows; default: the candidate), `chosen_because` says why in a clause. `tolerance` is
+    the loss against the best teacher that still counts as keeping up. Raises InputError where systems have
     different rows.
     """
     sizes = {name: len(r.scores) for name, r in results.items()}
@@ -179,15 +179,15 @@ def _verdict(
         reason = f"Nothing to ship: {named(chosen)} was not measured."
         return {**base, "use": "", "reason": reason}
     if chosen != candidate:
-        reason = f"Do not ship the distilled student: use {named(chosen)}"
+        reason = f"Do not ship {named(candidate)}: use {named(chosen)}"
         return {**base, "reason": f"{reason}, {because}." if because else f"{reason}."}
     against = {b: p for (a, b), p in pairs.items() if a == candidate}
     objection = _objection(results, against, candidate, tolerance, detectable)
     if objection is not None:
         use, reason = objection
-        return {**base, "use": use, "reason": f"Do not ship the distilled student: {reason}"}
+        return {**base, "use": use, "reason": f"Do not ship {named(candidate)}: {reason}"}
     shown = [f"{_points(p)} against {named(b)}" for b, p in against.items() if b in _SHOWN]
-    reason = f"Ship the distilled student: it scores {results[candidate].score:.3f} on {rows} test rows"
+    reason = f"Ship {named(candidate)}: it scores {results[candidate].score:.3f} on {rows} test rows"
     return {**base, "ship": True, "reason": f"{reason}, {', '.join(shown)}." if shown else f"{reason}."}
 
 

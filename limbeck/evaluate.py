@@ -80,7 +80,7 @@ def run_system(
     One row without a usable answer scores 0 and never raises. ModelError is raised instead of a score that
     would measure something else: where over a tenth of the rows got no answer from the server, or every row
     failed for another reason than an answer that cannot be read. BudgetExceeded and KeyboardInterrupt pass
-    through. `progress` gets (rows done, rows).
+    through. `progress` gets (rows done, rows). With `latency_rows=0` no row runs alone and `p50_ms` is 0.
     """
     if not examples:
         raise InputError(f"no test rows to measure {name} on")
@@ -106,7 +106,7 @@ def run_system(
             progress(len(rows), len(examples))
     measured = [rows[i] for i in range(len(examples))]
     _refuse_lost_rows(name, measured)
-    return _result(name, measured, max(alone, 1))
+    return _result(name, measured, alone)
 
 
 def score_predictions(
@@ -209,7 +209,7 @@ def _result(name: str, rows: Sequence[_Measured], alone: int) -> SystemResult:
         predictions=tuple(row.prediction for row in rows),
         probabilities=tuple(row.probabilities for row in rows),
         probability_source=", ".join(dict.fromkeys(row.source for row in rows if row.source)),
-        p50_ms=statistics.median(row.ms for row in rows[:alone]),
+        p50_ms=statistics.median(row.ms for row in rows[:alone]) if alone else 0.0,
         tokens_in=sum(call.tokens_in for call in calls),
         tokens_out=sum(call.tokens_out for call in calls),
         usd_per_1k=None if usd is None else 1000 * usd / len(rows),

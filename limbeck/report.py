@@ -66,14 +66,16 @@ def render_terminal(report: Mapping[str, Any]) -> RenderableType:
 
 
 def _systems(report: Mapping[str, Any]) -> Table:
-    against = {p["b"]: p for p in report.get("paired", ()) if p["a"] == "student"}
+    paired = report.get("paired", ())
+    candidate = paired[0]["a"] if paired else ""
+    against = {p["b"]: p for p in paired if p["a"] == candidate}
     title = f"{report['task']}: {report['metric']} on {report['n_test']} test rows (seed {report['seed']})"
-    table = _table("system", "score [95%]", "student minus it, points", "p", title=title)
+    table = _table("system", "score [95%]", f"{candidate or 'student'} minus it, points", "p", title=title)
     for name, entry in report["systems"].items():
         pair = against.get(name)
         difference, p = ("", "") if pair is None else (_points(pair), f"{pair['p']:.2g}")
         cells = [name, _score(entry), difference, p]
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if name == "student" else "")
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if name == candidate else "")
     return table
 
 

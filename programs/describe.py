@@ -98,7 +98,7 @@ def read_meaning(answer: str, label: str, shown: Sequence[str]) -> Meaning:
     if any(mark in answer.lower() for mark in _LEAKED):
         return Meaning("", "")
     lines = [line.strip() for line in answer.strip().splitlines() if line.strip()]
-    line = re.sub(r"^(meaning|answer|name|label)\s*:\s*", "", lines[0] if lines else "", flags=re.IGNORECASE)
+    line = re.sub(r"^\W*(meaning|answer|name|label)\W*:\W*", "", lines[0] if lines else "", flags=re.I)
     head, colon, rest = line.strip(_QUOTES).partition(":")
     if colon and same_words(head, label):  # "HUM: person: asks ..." and "HUM: asks ..."
         again, colon_again, tail = rest.partition(":")

@@ -155,5 +155,6 @@ class TopicProposer(dspy.Module):
         settings = {**(config or {}), "stop": [f"\n{count + 1}."]}
         made = self.propose(**given, examples=numbered(examples), count=str(count), config=settings)
         lines = parse_lines(made[TOPICS], limit=count, field="topic")
-        short = dict.fromkeys(line.rstrip(".:;,").casefold() for line in lines if len(line.split()) <= 5)
-        return dspy.Prediction(topics=tuple(short))
+        # A question or a sentence is not a topic: the model has copied the examples' form.
+        short = [line for line in lines if len(line.split()) <= 5 and not line.endswith(("?", "!"))]
+        return dspy.Prediction(topics=tuple(dict.fromkeys(line.rstrip(".:;,").casefold() for line in short)))

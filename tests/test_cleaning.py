@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from limbeck.cleaning import Row, drop_duplicates, drop_seen, input_key, input_value, rare_classes, take_rows
 from limbeck.errors import InputError
 from limbeck.inputs import read_table

@@ -6,6 +6,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from limbeck.columns import (
     OutputColumn,
     as_label,
@@ -23,7 +24,7 @@ from limbeck.errors import InputError
 from limbeck.metrics import Kind
 from limbeck.signatures.tasks import FieldSpec, build_signature
 
-WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_any_columns_make_a_signature_and_an_example(columns: list[str]):
     fields = list(names.values())
     assert len(set(fields)) == len(columns)
     build_signature([FieldSpec(f) for f in fields], [FieldSpec("answer_of_model")], "Go.")
-    example = dspy.Example(**{f: "x" for f in fields}).with_inputs(*fields)
+    example = dspy.Example(**dict.fromkeys(fields, "x")).with_inputs(*fields)
     assert set(example.inputs().keys()) == set(fields)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from limbeck.descriptions import read_descriptions
 from limbeck.errors import InputError
 

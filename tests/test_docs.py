@@ -1,8 +1,8 @@
 """The documents run: their Python, their commands' options, their help texts, their links.
 
-A ```python block is executed, the blocks of one file one after another in one process; `<!-- not run: why -->`
-on the line above leaves a block out. Every `limbeck` line of a ```console or ```sh block must parse, every `make`
-line must name a target, and the output shown under `$ limbeck ... --help` must be what the command prints.
+A ```python block is executed, the blocks of one file one after another in one process; a line above it with
+`<!-- not run: why -->` leaves it out. Every `limbeck` line of a ```console or ```sh block must parse, every
+`make` line must name a target, and what is shown under `$ limbeck ... --help` must be what it prints.
 """
 
 from __future__ import annotations

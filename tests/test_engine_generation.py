@@ -168,9 +168,9 @@ def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers(engine: Torch
 
 
 def test_the_answer_is_cut_where_the_context_ends(engine: TorchEngine):
-    text = "the " * 1000
+    text = "the " * 960
     room = 1024 - engine.count_tokens((SYSTEM, ("user", text)))
-    assert 0 < room
+    assert 0 < room < 60
     (found,) = engine.generate_many([request(text, max_tokens=5000, temperature=0.5)])
     assert found.finish_reason == "stop" or found.tokens_out == room
 

@@ -131,6 +131,14 @@ def test_the_first_rows_run_alone_and_the_others_together():
     assert max(backend.most) == 4
 
 
+def test_the_latency_is_the_median_of_the_rows_that_ran_alone():
+    ticks = iter(range(1000))  # seconds: the LM looks twice a call, so that every call takes one
+    lm = LM("scripted", Scripted(knows), clock=lambda: float(next(ticks)))
+    options: dict[str, Any] = {"adapter": dspy.ChatAdapter(), "threads": 1}
+    assert run_system("s", dspy.Predict(Sort), lm, rows(3), right, **options).p50_ms == 1000.0
+    assert run_system("s", dspy.Predict(Sort), lm, rows(3), right, latency_rows=0, **options).p50_ms == 0.0
+
+
 def test_one_unreadable_answer_scores_zero_and_is_counted():
     result = measured(Scripted(lambda text: "?" if number_in(text) == 3 else knows(text)), rows(12))
     assert result.failures == 1
@@ -315,6 +323,14 @@ def test_what_was_chosen_out_of_fold_is_what_is_used():
     ]
     assert (verdict["ship"], verdict["use"]) == (False, "student_gold_only")
     assert "which is ahead out of fold" in verdict["reason"]
+
+
+def test_a_gold_only_student_can_be_the_one_that_is_judged():
+    verdict = report(
+        system("student_base", 80), system("student_gold_only", 170), candidate="student_gold_only"
+    )
+    assert verdict["verdict"]["ship"] is True
+    assert verdict["verdict"]["reason"].startswith("Ship the student trained on the labels alone")
 
 
 def test_without_a_distilled_student_nothing_ships():

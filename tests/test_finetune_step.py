@@ -1,38 +1,55 @@
 """Sharing the prefix changes nothing: same loss, same gradients as the plain loop."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from limbeck.engine.loading import LoadedModel, load_model
-from limbeck.finetune.loop import TrainConfig, attach_lora, detach_lora
+from limbeck.engine.loading import load_model
+from limbeck.finetune import attention
+from limbeck.finetune.loop import TrainConfig, attach_lora
 from limbeck.finetune.objectives import find_objective
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients
 
-SYSTEM_A = (1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411)
-SYSTEM_B = (1, 9690, 198, 811, 812, 813, 814, 815, 816, 817, 818, 819, 820, 821, 822, 823, 824, 825, 826)
+SHARED = "Answer with the topic of the message.\nMessage: "
+OTHER = "You translate English to French, word by word and without any comment, as a dictionary would. "
+SOFT = ((" sports team", 0.6), (" sports car", 0.3), (" weather", 0.1), (" music", 0.0))
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_model("embedded", dtype="float32", device="cpu")
+def make_rows(tokenizer: Any) -> list[TrainRow]:
+    """Two prefixes, tails of none to many tokens, hard and soft targets, shared beginnings, weights."""
 
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-def ragged_rows() -> list[TrainRow]:
-    """Two prefixes, tails of 0 to 40 tokens, hard and soft targets, weights."""
-    tails = [(), (30,), tuple(range(100, 140)), tuple(range(200, 207)), (30, 31), (9, 9, 9)]
-    soft = (((500, 501, 2), 0.6), ((500, 502, 503, 2), 0.3), ((600, 2), 0.1), ((700, 2), 0.0))
-    rows = [
-        TrainRow(SYSTEM_A + tail, soft if i % 2 else (((500 + i, 2), 1.0),), weight=1.0 + i)
-        for i, tail in enumerate(tails)
+    soft = tuple(((*ids(text), 2), mass) for text, mass in SOFT)
+    prompt = ids(SHARED)
+    return [
+        TrainRow(prompt, soft),
+        TrainRow(prompt, (((*ids(" weather"), 2), 1.0),), weight=2.0),
+        TrainRow(prompt + ids("rain, then sun and later some wind from the west"), ((ids(" weather"), 1.0),)),
+        TrainRow(prompt + ids("a late goal"), soft, weight=0.5),
+        TrainRow(ids(OTHER + "\nwater:"), (((*ids(" eau"), 2), 1.0),), weight=0.5),
+        TrainRow(ids(OTHER + "\nbread:"), ((ids(" pain"), 0.8), (ids(" baguette"), 0.2)), weight=0.5),
     ]
-    long = SYSTEM_B + tuple(range(1000, 1060))
-    rows += [TrainRow(long + (40 + i, 50), (((300, 301, 302, 2), 1.0),), weight=0.5) for i in range(3)]
-    return rows
+
+
+def student(layers: int) -> tuple[Any, list[TrainRow]]:
+    """The embedded model's first layers in fp32 with LoRA layers that change its output."""
+    loaded = load_model("embedded", dtype="float32", device="cpu")
+    base = cast(Any, loaded.model)
+    base.model.layers = base.model.layers[:layers]
+    base.config.num_hidden_layers = layers
+    model = attach_lora(base, TrainConfig(rank=4, alpha=8))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.005, generator=generator)
+    return model.eval(), make_rows(loaded.tokenizer)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -42,9 +59,9 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def plain_logprob(model: Any, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
-    """Sum of the completion's log-probabilities: one sequence, stock attention, logits everywhere."""
+    """The completion's summed log-probability: one sequence, stock attention and LoRA, logits everywhere."""
     ids = torch.tensor([prompt + completion])
-    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    logits = model(input_ids=ids, use_cache=False).logits[0]
     scored = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
     return scored[torch.arange(len(completion)), torch.tensor(completion)].sum()
 
@@ -53,44 +70,71 @@ def plain_loop(model: Any, rows: list[TrainRow], normalize: str, loss_per: str) 
     total = 0.0
     weights = sum(row.weight for row in rows)
     for row in rows:
-        lps = torch.stack([plain_logprob(model, row.prompt, tokens) for tokens, _ in row.branches])
+        logprobs = torch.stack([plain_logprob(model, row.prompt, tokens) for tokens, _ in row.branches])
         masses = torch.tensor([mass for _, mass in row.branches])
         if normalize == "labels":
-            lps = lps - torch.logsumexp(lps, 0)
+            logprobs = logprobs - torch.logsumexp(logprobs, 0)
         elif loss_per == "token":
-            lps = lps / torch.tensor([float(len(tokens)) for tokens, _ in row.branches])
-        loss = -(masses * lps).sum() * row.weight / weights
+            logprobs = logprobs / torch.tensor([float(len(tokens)) for tokens, _ in row.branches])
+        loss = -(masses * logprobs).sum() * row.weight / weights
         loss.backward()
         total += float(loss.detach())
     return total
 
 
-@pytest.fixture(scope="module")
-def student(loaded: LoadedModel) -> Any:
-    """The embedded model with LoRA layers that change the output: lora_B starts at zero otherwise."""
-    model = attach_lora(loaded.model, TrainConfig(rank=4, alpha=8))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.02, generator=generator)
-    return model.eval()
-
-
-@pytest.mark.parametrize(
-    ("normalize", "loss_per"), [("vocabulary", "row"), ("vocabulary", "token"), ("labels", "row")]
-)
-def test_loss_and_gradients_equal_the_plain_loop(student: Any, normalize: str, loss_per: str) -> None:
-    rows = ragged_rows()
-    expected = plain_loop(student, rows, normalize, loss_per)
-    wanted = gradients(student)
-    assert max(float(g.abs().max()) for g in wanted.values()) > 1e-3
-    objective = find_objective(normalize, loss_per)
-    for pack_tokens, share in ((2048, True), (30, True), (2048, False)):
+def check_equal(model: Any, rows: list[TrainRow], objective: tuple[str, str], *variants: tuple[int, bool]) -> None:
+    expected = plain_loop(model, rows, *objective)
+    wanted = gradients(model)
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    assert largest > 1e-3
+    for pack_tokens, share in variants:
         got = accumulate_gradients(
-            student.get_base_model(), rows, objective, pack_tokens=pack_tokens, share_prefix=share
+            model.get_base_model(),
+            rows,
+            find_objective(*objective),
+            pack_tokens=pack_tokens,
+            share_prefix=share,
         )
         assert got.loss == pytest.approx(expected, abs=1e-5)
-        found = gradients(student)
+        found = gradients(model)
         assert found.keys() == wanted.keys()
         for name, grad in found.items():
-            torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-4, msg=name)
+            assert float((grad - wanted[name]).abs().max()) <= 1e-5 * max(1.0, largest), name
+
+
+def test_loss_and_gradients_of_the_whole_model_equal_the_plain_loop() -> None:
+    # One pass over everything, several passes behind one prefix pass, no sharing at all.
+    check_equal(*student(30), ("vocabulary", "row"), (2048, True), (12, True), (2048, False))
+
+
+@pytest.mark.parametrize("objective", [("vocabulary", "token"), ("labels", "row")])
+def test_other_objectives_equal_the_plain_loop(objective: tuple[str, str]) -> None:
+    check_equal(*student(3), objective, (2048, True))
+
+
+def test_the_fused_attention_of_long_rows_equals_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MATERIALIZED_KEYS", 0)
+    check_equal(*student(3), ("vocabulary", "row"), (2048, True), (12, True), (2048, False))
+
+
+def test_the_shared_prefix_is_forwarded_once_a_step() -> None:
+    model, rows = student(1)
+    same = [row for row in rows if row.prompt[:5] == rows[0].prompt[:5]]
+    shared = len(rows[0].prompt) - 1
+    own = sum(len(row.prompt) - shared for row in same)
+    seen: list[int] = []
+    for pack_tokens in (2048, 12):
+        done = accumulate_gradients(
+            model.get_base_model(), same, find_objective("vocabulary", "row"), pack_tokens=pack_tokens
+        )
+        seen.append(done.tokens)
+    # Inner tokens of the branches: "sports", "team", "car", "weather" and "music" twice, "weather" once.
+    assert seen == [shared + own + 2 * 5 + 1 + 0] * 2
+
+
+def test_attention_without_a_layout_is_refused_and_the_model_is_left_as_it_was() -> None:
+    model, rows = student(1)
+    before = model.config._attn_implementation
+    with attention.shared_prefix_enabled(model.get_base_model()), pytest.raises(RuntimeError, match="layout"):
+        model(input_ids=torch.tensor([rows[0].prompt]), use_cache=False)
+    assert model.config._attn_implementation == before

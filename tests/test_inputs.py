@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from limbeck.errors import InputError
 from limbeck.inputs import Table, read_rows, read_table
 
@@ -79,10 +82,7 @@ def test_rows_with_different_keys_get_the_same_columns():
     assert table.rows == ({"a": 1, "b": None}, {"a": None, "b": None})
 
 
-def test_dates_and_decimals_become_json_types(tmp_path: Path):
-    from datetime import date
-    from decimal import Decimal
-
+def test_dates_and_decimals_become_json_types():
     row = {"when": date(2020, 1, 2), "price": Decimal("1.50"), "tags": ("a",), "more": {"n": float("inf")}}
     assert read_rows([row]) == [{"when": "2020-01-02", "price": 1.5, "tags": ["a"], "more": {"n": None}}]
 
@@ -91,7 +91,7 @@ MESSY = '\ufeff text ; label \r\n"He said ""hi; there""\nand left, quickly";gree
 
 
 def test_messy_csv_is_read(tmp_path: Path):
-    """A byte order mark, ';', blanks around the header, quotes, a line break in a cell, a trailing separator."""
+    """A byte order mark, ';', blanks around the header, quotes, a line break in a cell, a last separator."""
     table = read_table(write(tmp_path, "messy.csv", MESSY))
     assert table.rows == (
         {"text": 'He said "hi; there"\nand left, quickly', "label": "greeting"},

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+
 from limbeck.errors import InputError
 from limbeck.introspect import (
     check_closed,

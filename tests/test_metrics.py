@@ -9,6 +9,8 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
+
 from limbeck.metrics import (
     Kind,
     chrf,
@@ -23,7 +25,6 @@ from limbeck.metrics import (
     slot_f1,
     token_f1,
 )
-from pydantic import BaseModel
 
 KINDS: tuple[Kind, ...] = ("classification", "number", "short_answer", "extraction", "text", "program")
 

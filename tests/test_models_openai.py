@@ -107,9 +107,9 @@ def test_a_broken_server_is_given_up_with_growing_waits(tmp_path: Path):
 
 def test_a_server_that_asks_for_an_hour_is_down():
     waits = Waits()
-    with serve(lambda body, n: error(503, "closed", retry_after="3600")) as server:
-        with pytest.raises(CallFailed, match="asks to wait 3600 s"):
-            lm_at(server.url, waits)("Hello")
+    broken = serve(lambda body, n: error(503, "closed", retry_after="3600"))
+    with broken as server, pytest.raises(CallFailed, match="asks to wait 3600 s"):
+        lm_at(server.url, waits)("Hello")
     assert waits == []
 
 
@@ -130,9 +130,8 @@ def test_an_unreadable_answer_is_asked_for_again(tmp_path: Path, bad: Reply, sai
 
 def test_a_timeout_and_a_closed_port_are_tried_again_then_given_up():
     slow = Reply(payload=answer("late").payload, wait=5)
-    with serve(lambda body, n: slow) as server:
-        with pytest.raises(CallFailed, match="failed 2 times in a row.*timed out"):
-            lm_at(server.url, timeout=0.2, retries=1)("Hello")
+    with serve(lambda b, n: slow) as server, pytest.raises(CallFailed, match=r"failed 2 times.*timed out"):
+        lm_at(server.url, timeout=0.2, retries=1)("Hello")
     with pytest.raises(CallFailed, match="Connection error"):
         lm_at(server.url, retries=1)("Hello")
 
@@ -148,9 +147,9 @@ def test_a_timeout_and_a_closed_port_are_tried_again_then_given_up():
 )
 def test_a_refusal_is_final_and_says_what_to_do(status: int, message: str, advice: str):
     waits = Waits()
-    with serve(lambda body, n: error(status, message)) as server:
-        with pytest.raises(ModelError, match=rf"(?s){message}.*{advice}") as caught:
-            lm_at(server.url, waits)("Hello")
+    wanted = pytest.raises(ModelError, match=rf"(?s){message}.*{advice}")
+    with serve(lambda body, n: error(status, message)) as server, wanted as caught:
+        lm_at(server.url, waits)("Hello")
     assert not isinstance(caught.value, CallFailed)
     assert (len(server.bodies), waits) == (1, [])
 
@@ -249,9 +248,9 @@ def test_labels_that_begin_alike_become_lettered_options():
 
 
 def test_too_many_labels_that_begin_alike_are_refused():
-    with serve(lambda body, n: answer("x", top={"card": -0.1})) as server:
-        with pytest.raises(ScoresUnavailable, match="30 labels"):
-            lm_at(server.url).score(ASK, candidates=[f"card {i}" for i in range(30)])
+    alike = serve(lambda body, n: answer("x", top={"card": -0.1}))
+    with alike as server, pytest.raises(ScoresUnavailable, match="30 labels"):
+        lm_at(server.url).score(ASK, candidates=[f"card {i}" for i in range(30)])
 
 
 def test_votes_stand_in_where_there_are_no_logprobs(tmp_path: Path):
@@ -300,9 +299,11 @@ def test_a_server_that_refuses_logprobs_answers_by_generation():
 
 def test_a_single_closed_field_is_scored_with_one_call():
     top = {"neg": -0.2, "pos": -1.8}
+    judge = dspy.Predict("review -> mood: Literal['positive', 'negative']")
     with serve(lambda body, n: answer("neg", top=top)) as server:
-        with dspy.context(lm=lm_at(server.url), adapter=CompactAdapter()):
-            prediction = dspy.Predict("review -> mood: Literal['positive', 'negative']")(review="Bad.")
+        judge.set_lm(lm_at(server.url))
+        with dspy.context(adapter=CompactAdapter()):
+            prediction = judge(review="Bad.")
     assert prediction.mood == "negative"
     assert probability_source(prediction) == "logprobs"
     assert label_probabilities(prediction)["mood"]["negative"] == pytest.approx(

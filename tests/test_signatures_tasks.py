@@ -7,6 +7,7 @@ from typing import Any, Literal
 import dspy
 import pytest
 from dspy.adapters.utils import parse_value
+
 from limbeck.signatures.tasks import (
     FieldSpec,
     annotation_of,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from limbeck.compile.split import Split, make_split
 from limbeck.errors import InputError
 from limbeck.task import Task, task_from_labels
@@ -102,7 +103,7 @@ def test_a_large_test_set_can_be_sampled():
 
 
 def test_one_row_a_class_means_no_folds():
-    split = make_split(make_task({c: 1 for c in "abcdef"}, n_test=6))
+    split = make_split(make_task(dict.fromkeys("abcdef", 1), n_test=6))
     assert (len(split.train), len(split.dev), split.n_folds) == (6, 0, 0)
     assert split.folds == (0,) * 6
     assert "no-folds" in names(split)
@@ -110,7 +111,7 @@ def test_one_row_a_class_means_no_folds():
 
 def test_one_row_a_class_and_no_test_is_an_error():
     with pytest.raises(InputError, match="no row of 6 can be spared") as caught:
-        make_split(make_task({c: 1 for c in "abcdef"}))
+        make_split(make_task(dict.fromkeys("abcdef", 1)))
     assert "--test" in caught.value.hint
 
 

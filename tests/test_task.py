@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 
 import dspy
 import pytest
+
 from limbeck.errors import InputError
+from limbeck.introspect import predictors_of
 from limbeck.task import Task, check_context, load_task, task_from_labels
 from limbeck.verifiers import NonEmpty
 
@@ -25,9 +27,12 @@ TEXTS = [
 ROWS = [{"Customer text": t, "label": "card" if "card" in t else "pay"} for t in TEXTS]
 
 
+def signature(task: Task) -> Any:
+    return predictors_of(task.program)[-1].signature
+
+
 def output(task: Task, name: str) -> Any:
-    predictor: Any = task.program.predictors()[-1]
-    return predictor.signature.output_fields[name]
+    return signature(task).output_fields[name]
 
 
 def desc(task: Task) -> str:
@@ -54,11 +59,11 @@ def test_numbers_reason_first():
     rows = [{"q": f"{i} and {i}?", "a": i * 2.5} for i in range(8)]
     task = task_from_labels(rows, output="a", instructions="Add them.")
     assert task.kind == "number"
-    assert list(task.program.predictors()[0].signature.output_fields) == ["reasoning", "a"]
+    assert list(signature(task).output_fields) == ["reasoning", "a"]
     assert output(task, "a").annotation is float
     assert task.instructions == "Add them."
     plain = task_from_labels(rows, output="a", reasoning=False)
-    assert list(plain.program.predictors()[0].signature.output_fields) == ["a"]
+    assert list(signature(plain).output_fields) == ["a"]
 
 
 def test_json_becomes_typed_fields():
@@ -104,7 +109,7 @@ def test_several_outputs_are_a_program():
 def test_list_inputs_keep_their_type():
     rows = [{"q": f"q{i}", "options": ["A) x", "B) y"], "label": "AB"[i % 2]} for i in range(6)]
     task = task_from_labels(rows, output="label")
-    fields: Any = task.program.predictors()[0].signature.input_fields
+    fields: Any = signature(task).input_fields
     assert (fields["q"].annotation, fields["options"].annotation) == (str, list[str])
 
 
@@ -162,8 +167,7 @@ class Sort(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
         self.think = dspy.Predict("text -> note")
-        signature: Any = dspy.Signature("text, note -> label: bool", "Is it about cards?")
-        self.sort = dspy.Predict(signature)
+        self.sort = dspy.Predict("text, note -> label: bool")
 
 
 def examples(n: int = 4) -> list[dspy.Example]:
@@ -190,9 +194,9 @@ def test_a_users_metric_and_verifiers_are_kept():
     def half(example: Any, prediction: Any, trace: Any = None) -> float:
         return 0.5
 
-    task = Task.from_program(dspy.Predict("text -> answer"), [
-        dspy.Example(text="a", answer="x").with_inputs("text"), dspy.Example(text="b", answer="y").with_inputs("text")
-    ], half, verifiers=[NonEmpty("answer")], name="mine")  # fmt: skip
+    rows = [dspy.Example(text=t, answer=t).with_inputs("text") for t in TEXTS]
+    program = dspy.Predict("text -> answer")
+    task = Task.from_program(program, rows, half, verifiers=[NonEmpty("answer")], name="mine")
     assert (task.metric, task.metric_name, task.kind, task.name) == (half, "half", "program", "mine")
     assert task.verifiers == (NonEmpty("answer"),)
 

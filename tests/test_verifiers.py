@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+
 from limbeck.verifiers import (
     Grounded,
     HoldsNumber,

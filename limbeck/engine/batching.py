@@ -70,6 +70,16 @@ class Gatherer(Generic[Job]):
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether calls are refused."""
+        return self._closed
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a batch."""
+        return self._queue.qsize()
+
     def call(self, job: Job) -> Any:
         """Run one job in some batch and return its result; blocks, from any thread."""
         future: Future[Any] = Future()
@@ -101,7 +111,7 @@ class Gatherer(Generic[Job]):
 
     def _work(self) -> None:
         expected = 1
-        while (jobs := self._gather(expected)) is not None:
+        while not self._closed and (jobs := self._gather(expected)) is not None:
             # Callers come back together: wait a little longer for as many as came last time.
             expected = len(jobs)
             waiting = [(job, future) for job, future in jobs if not future.cancelled()]

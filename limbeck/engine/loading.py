@@ -36,6 +36,8 @@ _DTYPES = {
     "bf16": torch.bfloat16,
     "bfloat16": torch.bfloat16,
 }
+# Four-bit blocks become 16-bit numbers, with some spare.
+_EXPANSION = 4
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -219,14 +221,18 @@ def _dequantized(path: Path) -> tuple[Path, str]:
         part = Path(tempfile.mkdtemp(prefix=f"{fingerprint}-", dir=target.parent))
     except OSError as error:
         raise ModelError(f"cannot write the model cache {str(target.parent)!r}: {error}") from error
+    free, needed = shutil.disk_usage(target.parent).free, _EXPANSION * path.stat().st_size
+    if free < needed:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ModelError(
+            f"no room to dequantize {str(path)!r}: {free / 1e9:.1f} GB free in {str(target.parent)!r}",
+            valid=f"{needed / 1e9:.1f} GB free, or LIMBECK_CACHE on another disk",
+        )
     try:
         # The GGUF reader's own bar ignores transformers' switch.
         with quiet(), redirect_stderr(io.StringIO()):
-            _write_dequantized(path, part)
+            _loading(str(path), partial(_write_dequantized, path, part))
         _publish(part, target)
-    except OSError as error:
-        needed = f"about {path.stat().st_size * 4 / 1e9:.1f} GB free, or LIMBECK_CACHE on another disk"
-        raise ModelError(f"cannot dequantize {str(path)!r}: {_first_line(error)}", valid=needed) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target, fingerprint
@@ -279,10 +285,10 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 
 
 def _loading(name: str, load: Callable[[], Any]) -> Any:
-    """Run `load`, naming the model in whatever goes wrong."""
+    """Run `load`, naming the model in whatever goes wrong: broken files fail in every way there is."""
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:
         message = f"cannot load {name!r}: {_first_line(error)}"
         raise ModelError(message, valid=VALID_NAMES, hint="limbeck doctor") from error
 

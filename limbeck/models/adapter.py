@@ -318,7 +318,8 @@ def render(
     `soft` is the distribution over the labels of the signature's one closed field, by text; the completions
     are the labels given, in their order, masses of zero included, and sum to 1.
     """
-    signature = getattr(predictor, "signature", predictor)
+    # A signature has an attribute of that name as well, its text.
+    signature = predictor if isinstance(predictor, type) else predictor.signature
     shown = list(getattr(predictor, "demos", []) if demos is None else demos)
     messages = tuple(
         (str(message["role"]), str(message["content"]))

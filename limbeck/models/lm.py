@@ -421,6 +421,9 @@ class LM(dspy.LM):
 
 
 def _rough_tokens(request: GenerateRequest | ScoreRequest) -> int:
-    """Bound a prompt's tokens from its bytes: English text has about four to a token, other scripts fewer."""
+    """Bound a prompt's tokens from its bytes: English text has about four to a token, other scripts fewer.
+
+    Sixteen tokens a message leave room for the chat template.
+    """
     text = sum(len(content.encode("utf-8", "replace")) for _, content in request.messages)
-    return (text + len(request.assistant_prefix)) // 2 + 8 * len(request.messages)
+    return (text + len(request.assistant_prefix)) // 2 + 16 * len(request.messages)

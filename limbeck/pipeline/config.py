@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from limbeck.errors import InputError
 
@@ -120,7 +120,7 @@ def check(config: RunConfig) -> None:
 
 
 def _toml_value(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return json.dumps(list(cast(Any, value)) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -136,5 +136,8 @@ def read_config(folder: Path) -> RunConfig:
         raise InputError(f"{folder} is not a run folder: it has no run.toml", hint="limbeck runs")
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     known = {f.name for f in fields(RunConfig)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
-    return RunConfig(**{**values, "out": str(folder)})
+    values: dict[str, Any] = {
+        k: tuple(cast(list[Any], v)) if isinstance(v, list) else v for k, v in data.items() if k in known
+    }
+    values["out"] = str(folder)
+    return RunConfig(**values)

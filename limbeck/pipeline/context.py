@@ -49,7 +49,7 @@ class Context:
 
     def gold_inputs(self) -> list[dict[str, Any]]:
         """Return the inputs of the gold rows, in the split's order."""
-        return [inputs_of(self.task, e) for e in self.split.gold]
+        return [self.task_inputs(e) for e in self.split.gold]
 
     def folds(self) -> Folds:
         """Return the gold rows' classes and folds for the labelers of a closed task."""
@@ -66,7 +66,6 @@ class Context:
         """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
         return [self.config.identity(), self.task.fingerprint, *parts]
 
-
-def inputs_of(task: Task, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
-    """Return the input fields of one row."""
-    return {name: cast(Any, row)[name] for name in task.input_fields}
+    def task_inputs(self, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
+        """Return the input fields of one row."""
+        return {name: cast(Any, row)[name] for name in self.task.input_fields}

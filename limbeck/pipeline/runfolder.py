@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,7 +121,7 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(config: RunConfig, reporter: Reporter) -> Iterator[RunFolder]:
+def open_run(config: RunConfig, reporter: Reporter) -> Generator[RunFolder]:
     """Open a run folder for the time of a `with` block; a full disk becomes a clear error."""
     run = RunFolder(config, reporter)
     try:

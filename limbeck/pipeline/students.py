@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,12 +20,13 @@ from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
 from limbeck.models.torch_engine import TorchBackend
-from limbeck.records import Provenance, Record
+from limbeck.records import Record
 
 if TYPE_CHECKING:
     from limbeck.task import Task
 
 Matrix = npt.NDArray[np.float64]
+_LEAST_MASS = 0.02
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,14 @@ class StudentPlan:
         return with_demos(program, self.demos) if recipe.demos else program
 
     @property
+    def writes_more(self) -> bool:
+        """Whether the labels do not hold all that the program writes: a rationale, or several predictors."""
+        return self.reasons or len(cast(list[Any], self.task.program.predictors())) != 1
+
+    @property
     def closed(self) -> bool:
         """Whether the task's one output is a closed set of labels."""
-        return bool(self.task.labels) and len(self.task.output_fields) == 1 and not self.reasons
+        return bool(self.task.labels) and len(self.task.output_fields) == 1 and not self.writes_more
 
     @property
     def reasons(self) -> bool:
@@ -82,17 +88,6 @@ class StudentPlan:
         return any(
             set(p.signature.output_fields) - known for p in cast(list[Any], self.task.program.predictors())
         )
-
-
-def gold_records(examples: Sequence[dspy.Example], task: Task) -> list[Record]:
-    """Return labelled examples as records of level 1 (manual)."""
-    records: list[Record] = []
-    for row, example in enumerate(cast(Sequence[Any], examples)):
-        inputs = {name: example[name] for name in task.input_fields}
-        outputs = {name: example[name] for name in task.output_fields}
-        provenance = Provenance("gold", seed=row, level=1, licence="user")
-        records.append(Record(inputs, outputs, provenance, rationale=str(example.get("reasoning", "") or "")))
-    return records
 
 
 def training_rows(
@@ -109,7 +104,7 @@ def training_rows(
 
 
 def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: Record) -> list[Rendered]:
-    predictors = cast(dict[str, Any], dict(program.named_predictors()))
+    predictors = dict(cast(list[tuple[str, Any]], program.named_predictors()))
     weight = record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
     if record.calls:
         return [
@@ -137,6 +132,9 @@ def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: R
         soft = {str(outputs[plan.task.output_fields[0]]): 1.0}
     if soft is not None and recipe.normalize == "labels":
         soft = {label: soft.get(label, 0.0) for label in plan.task.labels}
+    elif soft is not None:
+        # Each label with mass costs its tokens; what is all but impossible teaches nothing.
+        soft = {label: p for label, p in soft.items() if p >= _LEAST_MASS}
     return [
         render(
             predictor,
@@ -250,17 +248,3 @@ def save(result: TrainResult, folder: Path) -> Path:
         shutil.rmtree(folder)
     part.rename(folder)
     return folder
-
-
-def averaged(results: Sequence[TrainResult]) -> TrainResult:
-    """Return the first result with the mean of all results' LoRA products where there are several seeds.
-
-    Averaging A and B apart would not average their product, so only one result is ever returned unchanged; a
-    run of several final seeds keeps the one with the lowest final loss.
-    """
-    return min(results, key=lambda r: float(np.mean(r.losses[-10:])))
-
-
-def stub(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of plain JSON values."""
-    return replace(Recipe(0.0, 0.0), **values)

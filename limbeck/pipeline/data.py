@@ -1,0 +1,334 @@
+"""The synthesize and curate stages: what the compiled teacher writes and labels, and what of it can be trusted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import dspy
+import numpy as np
+
+from limbeck.compile.curate import Curated, Judgement, curate
+from limbeck.compile.dedup import record_text
+from limbeck.compile.describe import readable
+from limbeck.compile.label import (
+    LabelConfig,
+    Labeler,
+    answer_all,
+    block_programs,
+    gold_records,
+    label_pool,
+    probability_matrix,
+    prompt_hash,
+)
+from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
+from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
+from limbeck.compile.synthesize import Source, SynthesisConfig, synthesize
+from limbeck.errors import InputError, StageEmpty
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
+from limbeck.pipeline.learn import Tuned, fold_predictions
+from limbeck.pipeline.students import Matrix, label_matrix, predict
+from limbeck.records import Record, read_records, write_records
+
+# A gold answer of the teacher counts as right from this score of the metric on.
+_RIGHT = 0.99
+CANDIDATES, KEPT, REJECTED = "data/candidates.parquet", "data/kept.parquet", "data/rejected.parquet"
+
+
+def pool_inputs(context: Context) -> list[dict[str, Any]]:
+    """Return the unlabelled rows to label: all, or a seeded draw of the effort's count."""
+    rows = [dict(row) for row in context.task.unlabeled]
+    limit = context.spend.pool_rows if context.config.pool_rows is None else context.config.pool_rows
+    if len(rows) > limit:
+        rows = random.Random(context.config.seed).sample(rows, limit)
+        context.run.reporter.note(f"labelling {limit} of {len(context.task.unlabeled)} unlabelled rows")
+    return rows
+
+
+def rows_to_write(context: Context, pool: int) -> int:
+    """Return how many rows to generate: the effort's count less the real rows that the pool gives."""
+    if context.config.synthetic_rows is not None:
+        return context.config.synthetic_rows
+    return max(0, context.spend.synthetic_rows - pool)
+
+
+def _distribution(context: Context) -> Literal["uniform", "observed"] | Mapping[str, float]:
+    import json
+
+    given = context.config.label_distribution
+    if given in ("uniform", "observed"):
+        return given
+    try:
+        found = json.loads(given)
+    except ValueError as error:
+        raise InputError(
+            f"--label-distribution {given!r} is no JSON object", valid='uniform, observed or {"label": share}'
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"--label-distribution {given!r} is no JSON object", valid='{"label": share}')
+    return cast(dict[str, float], found)
+
+
+def _progress(context: Context, what: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        totals = context.run.ledger.totals()
+        context.run.reporter.step(what, done, total, f"${totals.usd:.2f}, {totals.calls} calls")
+
+    return show
+
+
+def _labeler(context: Context, demos: int, program: dspy.Module) -> Labeler:
+    """Return the teacher as it labels: demonstrations drawn anew per block for a closed task."""
+    task = context.task
+    if context.closed:
+        programs = block_programs(
+            task.program,
+            context.split.gold,
+            context.split.folds,
+            demos,
+            context.config.seed,
+            labels=task.labels,
+            output=context.output,
+        )
+    else:
+        programs = {-1: program}
+    return Labeler(
+        programs,
+        context.teacher,
+        context.plan.adapter,
+        task.output_fields,
+        label_field=context.output if context.closed else "",
+        verifiers=task.verifiers,
+        metric=None if context.closed else task.metric,
+    )
+
+
+def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict[str, Any]:
+    """Label the pool, write what the pool does not give, and store every candidate; return the payload."""
+    pool = pool_inputs(context)
+    labeler = _labeler(context, demos, program)
+    config = LabelConfig(samples=1 if context.closed else context.spend.samples, seed=context.config.seed)
+    records: list[Record] = []
+    if pool:
+        records += label_pool(pool, labeler, config=config, progress=_progress(context, "labelling the pool"))
+    wanted = rows_to_write(context, len(pool))
+    if wanted:
+        try:
+            records += (_written if context.closed else _instructed)(context, wanted, labeler, config)
+        except StageEmpty as error:
+            if not records:
+                context.run.warn(f"nothing could be generated: {error.message}")
+            else:
+                context.run.warn(f"only the pool is used: {error.message}")
+    write_records(records, context.run.path / CANDIDATES)
+    answered = sum(r.kept for r in records)
+    return {
+        "files": [CANDIDATES],
+        "candidates": len(records),
+        "log": {
+            "records_in": len(context.split.gold) + len(pool),
+            "kept": answered,
+            "rejected": {"failed": len(records) - answered} if answered < len(records) else {},
+        },
+    }
+
+
+def _source(context: Context) -> Source:
+    """Return what a writer of new inputs may know of the task; blocks are kept apart for closed tasks."""
+    task = context.task
+    known = {n: f for p in cast(Any, task.program).predictors() for n, f in p.signature.input_fields.items()}
+    return Source(
+        fields={name: known[name].annotation if name in known else str for name in task.input_fields},
+        instructions=task.instructions,
+        gold=tuple(gold_records(context.split.gold)),
+        folds=context.split.folds if context.split.n_folds and context.closed else (),
+        label_field=context.output if context.closed else "",
+        labels=task.labels if context.closed else (),
+        meanings=dict(task.label_descriptions) if context.closed else {},
+    )
+
+
+def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
+    """Return label-conditioned rows, each with what the teacher says when it reads them back."""
+    made = synthesize(
+        _source(context),
+        lm=context.teacher,
+        adapter=context.plan.adapter,
+        config=SynthesisConfig(total=wanted, distribution=_distribution(context), seed=context.config.seed),
+        progress=_progress(context, "writing rows"),
+    )
+    blocks = [
+        r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs)
+        for r in made.records
+    ]
+    answers = answer_all(
+        [r.inputs for r in made.records],
+        labeler,
+        blocks=blocks,
+        config=config,
+        progress=_progress(context, "reading back what was written"),
+    )
+    return [
+        replace(r, soft=a.soft, soft_source=a.soft_source, scores={**r.scores, **a.scores})
+        if not a.reason
+        else r.reject(a.reason)
+        for r, a in zip(made.records, answers, strict=True)
+    ]
+
+
+def _instructed(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
+    """Return new inputs written the Self-Instruct way and answered by rejection sampling."""
+    show = _progress(context, "writing new inputs"), _progress(context, "answering new inputs")
+    made = self_instruct(
+        _source(context),
+        labeler,
+        config=SelfInstructConfig(total=wanted, samples=config.samples, seed=config.seed),
+        progress=lambda what, done, total: show[what == "answer"](done, total),
+    )
+    return list(made.records)
+
+
+def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record]) -> list[Record]:
+    """Return gold rows with the whole answer of a program that writes more than the labels hold.
+
+    The teacher answers every gold row several times; of what it wrote, an answer that the metric accepts
+    against the label is kept with its rationale and trace (rejection sampling). Rows that it never gets right
+    are left out.
+    """
+    examples = context.split.gold
+
+    def work() -> dict[str, Any]:
+        labeler = replace(_labeler(context, 0, program), verifiers=(), metric=None)
+        found: list[dict[str, Any]] = []
+        for sample in range(context.spend.samples):
+            left = [i for i in range(len(gold)) if all(f["row"] != i for f in found)]
+            config = LabelConfig(seed=context.config.seed + sample, temperature=0.8)
+            answers = answer_all(
+                [gold[i].inputs for i in left],
+                labeler,
+                blocks=[-1] * len(left),
+                config=config,
+                progress=_progress(context, f"answering the labelled rows, try {sample + 1}"),
+            )
+            for i, answer in zip(left, answers, strict=True):
+                if answer.reason or not _right(context, examples[i], answer.outputs):
+                    continue
+                found.append({"row": i, "rationale": answer.rationale, "calls": []})
+        return {"found": found}
+
+    key = context.key("trusted gold", prompt_hash(program))
+    payload = context.run.stage("answer the labelled rows", key, work, show=False)
+    records: list[Record] = [
+        replace(gold[int(f["row"])], rationale=f["rationale"], calls=tuple(f["calls"])) for f in payload["found"]
+    ]
+    context.run.reporter.note(f"the teacher got {len(records)} of {len(gold)} labelled rows right")
+    return records
+
+
+def _right(context: Context, example: Any, outputs: Mapping[str, Any]) -> bool:
+    return float(context.task.metric(example, dspy.Prediction(**outputs))) >= _RIGHT
+
+
+# -- curate ------------------------------------------------------------------------------------------------------
+
+
+def meanings(context: Context) -> list[str]:
+    """Return each label in words: its readable name, and its description where there is one."""
+    described = context.task.label_descriptions
+    return [f"{readable(label)}. {described.get(label, '')}".strip() for label in context.task.labels]
+
+
+def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
+    """Return the linear labelers that this machine can fit: the student's probe, and the sentence encoder."""
+    gold, folds = context.gold_inputs(), context.folds()
+    found = {"probe": probe_labeler(context.plan.base, gold, folds)}
+    encoder = encoder_labeler(gold, folds, meanings(context)) if context.config.encoder else None
+    return {**found, "encoder": encoder} if encoder else found
+
+
+def _judge(context: Context, records: Sequence[Record], oof: Any, tuned: Tuned, whole: str) -> Judgement:
+    """Return what all labelers together say about the records, weighed by their out-of-fold record."""
+    task, folds = context.task, context.folds()
+    texts = [record_text(r.inputs) for r in records]
+    linear = linear_labelers(context)
+    given: dict[str, Matrix] = {"teacher": probability_matrix(records, task.labels, context.output)}
+    students = fold_predictions(context, tuned, [r.inputs for r in records], whole)
+    given["student"] = np.mean(students, axis=0)
+    for name, labeler in linear.items():
+        given[name] = np.mean(labeler.predict_folds(texts), axis=0)
+    if folds.n:
+        measured = {"teacher": np.asarray(oof), "student": tuned.matrix}
+        measured |= {n: folds.out_of_fold(labeler.gold_by_fold) for n, labeler in linear.items()}
+        model = fit_label_model(measured, folds.y_N, task.labels, folds=folds.fold_N)
+    else:
+        model = _unseen_model(context, linear)
+        given = {name: p for name, p in given.items() if name in model.weights}
+    return Judgement(context.output, model, model.predict(given))
+
+
+def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> LabelModel:
+    """Return the label model where each class has one row: calibrated on labelers that saw no gold row.
+
+    The teacher without demonstrations and the encoder on the labels' words alone have not seen the gold rows,
+    so their predictions of them can be weighed. Their successors, which see the rows, are better than that:
+    the weights are cautious. The student and the probe cannot be weighed and have no vote.
+    """
+    from limbeck.engine.embedding import encode
+    from limbeck.engine.linear import fit_linear
+
+    task, folds = context.task, context.folds()
+    bare = predict(context.plan, task.program.deepcopy(), context.teacher, context.split.gold, "teacher")
+    measured = {"teacher": label_matrix(bare, context.output, task.labels)}
+    anchors = encode(meanings(context)) if "encoder" in linear else None
+    if anchors is not None:
+        gold = encode([record_text(row) for row in context.gold_inputs()])
+        model = fit_linear(anchors, list(range(len(task.labels))), len(task.labels))
+        measured["encoder"] = model.predict(cast(Any, gold))
+    if np.isnan(measured["teacher"]).all():
+        return fixed_label_model(task.labels, list(measured))
+    halves = [i % 2 for i in range(len(folds.y_N))]
+    return fit_label_model(measured, folds.y_N, task.labels, folds=halves)
+
+
+def curate_stage(context: Context, oof: Any, tuned: Tuned, whole: str) -> dict[str, Any]:
+    """Apply every rule to the candidates; store kept and rejected rows; return the payload."""
+    records = read_records(context.run.path / CANDIDATES)
+    judgement = _judge(context, records, oof, tuned, whole) if context.closed and records else None
+    done = curate(
+        records,
+        gold=gold_records(context.split.gold, folds=context.split.folds),
+        protected=[record_text(row) for row in _test_inputs(context)],
+        judgement=judgement,
+    )
+    write_records(done.kept, context.run.path / KEPT)
+    write_records(done.rejected, context.run.path / REJECTED)
+    _say(context, done)
+    return {
+        "files": [KEPT, REJECTED],
+        "label_model": judgement.model.report() if judgement else None,
+        "kept": len(done.kept),
+        "log": {
+            "records_in": len(records),
+            "kept": len(done.kept),
+            "rejected": dict(done.counts),
+            **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
+        },
+    }
+
+
+def _test_inputs(context: Context) -> list[dict[str, Any]]:
+    rows = context.task.test if context.task.test is not None else context.split.test
+    return [context.task_inputs(e) for e in rows]
+
+
+def _say(context: Context, done: Curated) -> None:
+    total = len(done.kept) + len(done.rejected)
+    reasons = ", ".join(f"{n} {name}" for name, n in sorted(done.counts.items(), key=lambda x: -x[1]))
+    context.run.reporter.note(
+        f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else "")
+    )
+    if total and not done.kept:
+        context.run.warn("curation kept no row: the student is trained on the labels alone")

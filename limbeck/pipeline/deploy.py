@@ -1,0 +1,139 @@
+"""What a run returns: a program with its student, ready to predict; from the run folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import dspy
+
+from limbeck.errors import InputError
+from limbeck.models import LM, CompactAdapter, connect
+from limbeck.pipeline.config import RunConfig, read_config
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.students import Recipe
+from limbeck.task import Task
+
+TEACHERS = ("teacher", "teacher_compiled")
+BASE = "student_base"
+
+
+def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe]) -> None:
+    """Write students.json: the chosen system, and each trained student's program file and adapter folder."""
+    systems: dict[str, Any] = {BASE: {"program": "student_base.json", "adapter": ""}}
+    cast(Any, context.plan.task.program).save(str(context.run.path / "student_base.json"))
+    for name, recipe in recipes.items():
+        cast(Any, context.plan.program(recipe)).save(str(context.run.path / f"{name}.json"))
+        systems[name] = {"program": f"{name}.json", "adapter": name}
+    systems["teacher_compiled"] = {"program": "program.json", "adapter": ""}
+    payload = {
+        "chosen": chosen,
+        "systems": systems,
+        "descriptions": dict(context.task.label_descriptions),
+    }
+    text = json.dumps(payload, indent=2, ensure_ascii=False)
+    (context.run.path / "students.json").write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One system of a finished run: `program` answers under `lm` and `adapter`.
+
+    >>> deployed = load_run(Path("runs/tickets"))  # doctest: +SKIP
+    >>> deployed({"message": "where is my card?"})  # doctest: +SKIP
+    {'label': 'card_arrival'}
+    """
+
+    system: str
+    task: Task
+    program: dspy.Module
+    lm: LM
+    adapter: Any
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs of one row, under the user's column names."""
+        return next(iter(self.predict([row])))
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        probabilities: bool = False,
+        threads: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterable[dict[str, Any]]:
+        """Return each row's outputs, in order; a row without a usable answer has None and an `error`.
+
+        With `probabilities` a closed field's distribution stands under `FIELD_probabilities`.
+        """
+        from limbeck.compile.concurrent import concurrently
+        from limbeck.models import label_probabilities
+
+        inputs = [self.task.inputs_of(row) for row in rows]
+        finished: list[int] = []
+
+        def one(values: Mapping[str, Any]) -> dict[str, Any]:
+            try:
+                with cast(Any, dspy).context(lm=self.lm, adapter=self.adapter, trace=None):
+                    prediction = cast(Any, self.program)(**values)
+            except Exception as error:  # one row without an answer must not lose the others
+                blank = dict.fromkeys(self.task.columns.get(f, f) for f in self.task.output_fields)
+                return {**blank, "error": f"{type(error).__name__}: {error}"[:300]}
+            found = self.task.outputs_of(prediction)
+            if probabilities:
+                found |= {f"{name}_probabilities": p for name, p in label_probabilities(prediction).items()}
+            return found
+
+        def done(_: dict[str, Any]) -> None:
+            finished.append(1)
+            if progress:
+                progress(len(finished), len(inputs))
+
+        return concurrently(one, inputs, threads=threads, done=done)
+
+
+def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deployed:
+    """Return a system of a finished run: the one that the verdict chose, or the one named.
+
+    The task is rebuilt from the run's configuration; `task` takes its place where the run was started from
+    Python. Raises InputError for a folder without a finished run and for an unknown system.
+    """
+    config = read_config(folder)
+    path = folder / "students.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no finished run", hint=f"limbeck run {folder}")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    name = system or str(stored["chosen"])
+    if name not in stored["systems"]:
+        raise InputError(f"no system {name!r} in {folder}", valid=", ".join(stored["systems"]))
+    files = stored["systems"][name]
+    found = task or _task(config, folder)
+    if found.label_field:
+        found = found.with_descriptions(stored["descriptions"])
+    program = found.program.deepcopy()
+    cast(Any, program).load(str(folder / files["program"]))
+    model = config.teacher if name in TEACHERS else config.student
+    adapter = folder / files["adapter"] if files["adapter"] else None
+    lm = connect(
+        model,
+        adapter=adapter,
+        api_base=(config.api_base or None) if name in TEACHERS else None,
+        role="predict",
+    )
+    return Deployed(name, found, program, lm, CompactAdapter())
+
+
+def _task(config: RunConfig, folder: Path) -> Task:
+    """Return the task; its files must still be where they were when the run began."""
+    from limbeck.pipeline.run import read_task
+
+    for given in (config.labels, config.task_file):
+        if given and not Path(given).exists():
+            raise InputError(
+                f"the run's task is built from {given}, which is not there",
+                hint=f"put it back, or name another in {folder / 'run.toml'}",
+            )
+    return read_task(replace(config, test="", unlabeled=""))

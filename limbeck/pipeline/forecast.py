@@ -1,0 +1,146 @@
+"""What a run would take, before the first call: calls, tokens, dollars and minutes.
+
+Counts follow from the rows and the effort level; tokens from the rows' lengths at four characters a token.
+Minutes for a local model follow from its size and a bf16 matrix product's speed on two cores (about 250 GFLOP/s);
+for a server they are left out. All of it is a forecast: real answers are shorter or longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.table import Table
+
+from limbeck.compile.dedup import record_text
+from limbeck.compile.split import make_split
+from limbeck.pipeline.config import RunConfig, check
+from limbeck.pipeline.students import StudentPlan
+from limbeck.task import Task
+
+_FLOPS = 250e9
+_PARAMETERS_EMBEDDED = 135e6
+_BYTES_PER_PARAMETER_GGUF = 0.63
+_TEXTS_PER_CALL = 5
+# A forward and backward pass of LoRA training costs about four times a forward pass.
+_TRAIN_FACTOR = 4.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage of the forecast; tokens are the teacher's, minutes are None where nothing local runs."""
+
+    stage: str
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    minutes: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The stages' lines, and dollars where the teacher's price is known."""
+
+    lines: tuple[Line, ...]
+    usd: float | None
+
+    @property
+    def total(self) -> Line:
+        """The sum of all lines."""
+        minutes = [line.minutes for line in self.lines if line.minutes is not None]
+        return Line(
+            "total",
+            sum(line.calls for line in self.lines),
+            sum(line.tokens_in for line in self.lines),
+            sum(line.tokens_out for line in self.lines),
+            sum(minutes) if minutes else None,
+        )
+
+
+def _parameters(name: str) -> float | None:
+    """Return a local model's parameters by its file's size, None for a server's."""
+    kind, _, rest = name.partition(":")
+    if name == "embedded":
+        return _PARAMETERS_EMBEDDED
+    path = Path(rest).expanduser()
+    if kind in ("gguf", "hf") and path.is_file():
+        return path.stat().st_size / _BYTES_PER_PARAMETER_GGUF
+    if kind == "hf" and path.is_dir():
+        return sum(f.stat().st_size for f in path.glob("*.safetensors")) / 2
+    return None
+
+
+def _minutes(tokens: float, parameters: float | None, factor: float = 1.0) -> float | None:
+    return None if parameters is None else tokens * factor * 2 * parameters / _FLOPS / 60
+
+
+def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
+    """Return what the run would take; reads the rows and calls nothing."""
+    from limbeck.models import CompactAdapter
+    from limbeck.pipeline.run import read_task
+
+    if task is None:
+        check(config)
+        task = read_task(config)
+    spend = config.spend
+    limit = spend.test_rows if config.test_rows is None else config.test_rows
+    split = make_split(task, seed=config.seed, max_test=limit or None)
+    closed = StudentPlan(config.student, CompactAdapter(), task).closed
+    rows = cast(list[Any], list(split.gold))
+    row = int(sum(len(record_text(e.inputs())) for e in rows) / max(1, len(rows)) / 4) + 16
+    answer = 1 if closed else int(sum(len(str(dict(e.labels()))) for e in rows) / max(1, len(rows)) / 4) + 80
+    gold, test, folds = len(rows), len(split.test), max(1, split.n_folds)
+    limit_pool = spend.pool_rows if config.pool_rows is None else config.pool_rows
+    pool = min(len(task.unlabeled), limit_pool)
+    written = (
+        config.synthetic_rows if config.synthetic_rows is not None else max(0, spend.synthetic_rows - pool)
+    )
+    samples = 1 if closed else spend.samples
+    teacher, student = _parameters(config.teacher), _parameters(config.student)
+    label_calls = (pool + written) * samples
+    writing = -(-written // _TEXTS_PER_CALL)
+
+    def line(stage: str, calls: int, tokens_in: float, tokens_out: float, trained: float = 0.0) -> Line:
+        parts = [_minutes(tokens_in + tokens_out, teacher), _minutes(trained, student, _TRAIN_FACTOR)]
+        known = [p for p in parts if p is not None]
+        return Line(stage, calls, int(tokens_in), int(tokens_out), sum(known) if known else None)
+
+    tunes = gold * spend.gold_epochs * len(spend.learning_rates) * 2 * row
+    distils = (gold + pool + written) * spend.student_epochs * (len(spend.gold_weights) + 1) * row
+    lines = (
+        line("compile", 4 * gold, 4 * gold * row + 2 * folds * spend.demo_tokens, 4 * gold * answer),
+        line("learn from the labels alone", 0, 0, 0, tunes),
+        line(
+            "synthesize",
+            label_calls + writing,
+            label_calls * row + writing * 300 + folds * spend.demo_tokens,
+            label_calls * answer + written * row,
+        ),
+        line("finetune", 0, 0, 0, distils),
+        line("evaluate", 2 * test, 2 * test * row + spend.demo_tokens, 2 * test * answer, test * row),
+    )
+    return Forecast(lines, _usd(config.teacher, lines))
+
+
+def _usd(teacher: str, lines: tuple[Line, ...]) -> float | None:
+    from limbeck.models import price_of
+
+    if _parameters(teacher) is not None:
+        return 0.0
+    price = price_of(teacher)
+    if price is None:
+        return None
+    return sum(line.tokens_in * price.usd_in + line.tokens_out * price.usd_out for line in lines)
+
+
+def render(plan: Forecast) -> Table:
+    """Return the forecast as a table."""
+    table = Table(title="forecast (nothing was called)", title_justify="left")
+    for name in ("stage", "teacher calls", "tokens in", "tokens out", "minutes"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for line in (*plan.lines, plan.total):
+        minutes = "" if line.minutes is None else f"{line.minutes:.0f}"
+        table.add_row(line.stage, f"{line.calls:,}", f"{line.tokens_in:,}", f"{line.tokens_out:,}", minutes)
+    table.caption = "teacher: price not known" if plan.usd is None else f"teacher: ${plan.usd:.2f}"
+    return table

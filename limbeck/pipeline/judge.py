@@ -1,0 +1,213 @@
+"""The evaluate stage: every system on the same test rows, and which program the run returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import dspy
+import numpy as np
+
+from limbeck.compile.dedup import record_text
+from limbeck.evaluate import SystemResult, compare, run_system, score_predictions
+from limbeck.models import LM, connect
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.data import linear_labelers
+from limbeck.pipeline.learn import Tuned
+from limbeck.pipeline.students import Matrix, Recipe
+
+STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
+_PROBES = {"probe": "linear_probe", "encoder": "encoder_probe"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The system that the run returns, chosen out of fold, and why in a clause."""
+
+    system: str
+    because: str
+    scores: Mapping[str, float]
+
+
+def choose(gold: Tuned, student: Tuned | None, base: Sequence[float]) -> Choice:
+    """Choose among the distilled, the gold-only and the untouched student by out-of-fold scores on gold rows.
+
+    The distilled student stays unless another is better by more than one standard error of the paired
+    difference: out of fold it was fitted on a part of its data only. It has to beat its prompted base.
+    """
+    scores = {BASE: float(np.mean(base)) if len(base) else float("nan")}
+    if not gold.scores:
+        fallback = STUDENT if student is not None else GOLD_ONLY
+        return Choice(fallback, "a fixed default: with one label a class there are no folds to choose on", {})
+    scores[GOLD_ONLY] = gold.score
+    rows: dict[str, np.ndarray[Any, Any]] = {BASE: np.asarray(base), GOLD_ONLY: np.asarray(gold.scores)}
+    best = GOLD_ONLY
+    if student is not None:
+        scores[STUDENT], rows[STUDENT] = student.score, np.asarray(student.scores)
+        gap = rows[GOLD_ONLY] - rows[STUDENT]
+        error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
+        best = GOLD_ONLY if gap.mean() > error else STUDENT
+    if scores[best] <= scores[BASE]:
+        return Choice(
+            BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {scores[best]:.2f}", scores
+        )
+    told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    return Choice(best, f"out of fold on the labels: {told}", scores)
+
+
+def _lm(context: Context, adapter: str, role: str) -> LM:
+    """Return the student's LM with an adapter of the run folder, on the run's ledger."""
+    path = context.run.path / adapter if adapter else None
+    return connect(
+        context.config.student, adapter=path, ledger=context.run.ledger, budget=context.run.budget, role=role
+    )
+
+
+def _measure(context: Context, name: str, program: dspy.Module, lm: LM) -> SystemResult:
+    def progress(done: int, total: int) -> None:
+        context.run.reporter.step(f"scoring {name}", done, total)
+
+    return run_system(
+        name,
+        program,
+        lm,
+        context.split.test,
+        context.task.metric,
+        adapter=context.plan.adapter,
+        threads=32,
+        progress=progress,
+    )
+
+
+def _probe_results(context: Context) -> dict[str, SystemResult]:
+    """Return the linear baselines on the test rows, fitted on all gold rows."""
+    import time
+
+    task, found = context.task, dict[str, SystemResult]()
+    texts = [record_text(context.task_inputs(e)) for e in context.split.test]
+    for name, labeler in linear_labelers(context).items():
+        started = time.perf_counter()
+        matrix: Matrix = labeler.predict(texts)
+        ms = (time.perf_counter() - started) * 1000 / len(texts)
+        values = [{context.output: task.labels[int(row.argmax())]} for row in matrix]
+        probabilities = [
+            {context.output: {label: float(p) for label, p in zip(task.labels, row, strict=True)}}
+            for row in matrix
+        ]
+        found[_PROBES[name]] = score_predictions(
+            _PROBES[name],
+            values,
+            context.split.test,
+            task.metric,
+            probabilities=probabilities,
+            source="exact",
+            p50_ms=ms,
+        )
+    return found
+
+
+def evaluate_systems(
+    context: Context, bare: dspy.Module, compiled: dspy.Module, recipes: Mapping[str, Recipe]
+) -> dict[str, SystemResult]:
+    """Return every system's result on the test rows; each is a resumable piece of work of its own.
+
+    `bare` is the task's program as the user gave it, `compiled` the teacher's; `recipes` maps the trained
+    students that exist to how they were trained, the folder of their adapter being their name.
+    """
+    plan = context.plan
+    jobs: dict[str, tuple[dspy.Module, str, str]] = {
+        "teacher": (bare, "teacher", ""),
+        "teacher_compiled": (compiled, "teacher", ""),
+        BASE: (plan.task.program, "student", ""),
+        **{name: (plan.program(recipe), "student", name) for name, recipe in recipes.items()},
+    }
+    results: dict[str, SystemResult] = {}
+    for name, (program, who, adapter) in jobs.items():
+
+        def work(
+            name: str = name, program: dspy.Module = program, who: str = who, adapter: str = adapter
+        ) -> dict[str, Any]:
+            lm = context.teacher if who == "teacher" else _lm(context, adapter, f"eval:{name}")
+            return _measure(context, name, program, lm).to_dict()
+
+        recipe = recipes.get(name)
+        key = context.key(
+            name, _prompt_key(program), recipe.values() if recipe else None, _weights(context, adapter)
+        )
+        key.append([context.task_inputs(e) for e in context.split.test])
+        results[name] = SystemResult.from_dict(context.run.stage(f"score {name}", key, work, show=False))
+    if context.closed:
+        results |= _probe_results(context)
+    return results
+
+
+def _prompt_key(program: dspy.Module) -> Any:
+    from limbeck.compile.label import prompt_hash
+
+    return prompt_hash(program)
+
+
+def _weights(context: Context, adapter: str) -> Any:
+    """Return what names an adapter's weights: the size and hash of its file."""
+    if not adapter:
+        return None
+    import hashlib
+
+    file = context.run.path / adapter / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def base_out_of_fold(context: Context) -> list[float]:
+    """Return the untouched student's score on every gold row; it has seen none of them."""
+
+    def work() -> dict[str, Any]:
+        lm = _lm(context, "", "base")
+        result = run_system(
+            BASE,
+            context.plan.task.program,
+            lm,
+            context.split.gold,
+            context.task.metric,
+            adapter=context.plan.adapter,
+            threads=32,
+            latency_rows=0,
+        )
+        return {"scores": list(result.scores)}
+
+    payload = context.run.stage(
+        "score base", context.key("base", dict(context.task.label_descriptions)), work, show=False
+    )
+    return cast(list[float], payload["scores"])
+
+
+def build_report(
+    context: Context, results: Mapping[str, SystemResult], choice: Choice, hashes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the whole of report.json."""
+    report = compare(
+        results,
+        task=context.task.name,
+        metric=context.task.metric_name,
+        seed=context.config.seed,
+        candidate=STUDENT if STUDENT in results else GOLD_ONLY,
+        chosen=choice.system,
+        chosen_because=choice.because,
+    )
+    totals = context.run.ledger.totals()
+    return {
+        **report,
+        "chosen": choice.system,
+        "out_of_fold": dict(choice.scores),
+        "stages": context.run.stage_log,
+        "cost": {
+            "usd": totals.usd,
+            "calls": totals.calls,
+            "cached_calls": totals.cached_calls,
+            "tokens_in": totals.tokens_in,
+            "tokens_out": totals.tokens_out,
+        },
+        "warnings": list(context.run.warnings),
+        "models": {"teacher": context.config.teacher, "student": context.config.student},
+        "hashes": dict(hashes),
+    }

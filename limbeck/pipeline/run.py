@@ -1,0 +1,262 @@
+"""From labels to a verdict: the stages in order, each read from the ledger where it is finished."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import dspy
+
+from limbeck.compile.label import gold_records
+from limbeck.compile.split import make_split
+from limbeck.models import LM, CompactAdapter, connect
+from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.data import KEPT, curate_stage, synthesize_stage, trusted_gold
+from limbeck.pipeline.judge import (
+    GOLD_ONLY,
+    STUDENT,
+    Choice,
+    base_out_of_fold,
+    build_report,
+    choose,
+    evaluate_systems,
+)
+from limbeck.pipeline.learn import Tuned, fit_final, tune
+from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
+from limbeck.pipeline.students import Recipe, StudentPlan
+from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget
+from limbeck.records import Record, read_records
+from limbeck.report import write_report
+from limbeck.task import Task, check_context, load_task, task_from_labels
+
+# Tokens kept free for instructions, descriptions and the answer.
+_RESERVE = 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with: the stage it reached, and the report where that is the last one."""
+
+    stage: Stage
+    report: Mapping[str, Any] | None
+
+
+def read_task(config: RunConfig) -> Task:
+    """Return the task of a configuration: a labels file's, or a task.py's."""
+    if config.task_file:
+        return load_task(config.task_file)
+    return task_from_labels(
+        config.labels,
+        output=list(config.output),
+        inputs=list(config.inputs) or None,
+        instructions=config.instructions or None,
+        test=config.test or None,
+        unlabeled=config.unlabeled or None,
+        label_descriptions=config.descriptions or None,
+        kind=cast(Any, config.kind or None),
+    )
+
+
+def run(
+    config: RunConfig,
+    *,
+    until: Stage = "evaluate",
+    reporter: Reporter | None = None,
+    task: Task | None = None,
+) -> Outcome:
+    """Run the stages up to `until` and return what came of it.
+
+    A start in a folder that has finished stages goes on after them. `task` takes the place of the files that the
+    configuration names. Raises InputError before anything is spent, BudgetExceeded when a budget is spent.
+    """
+    if task is None:
+        check(config)
+        task = read_task(config)
+    with open_run(config, reporter or Silent()) as folder:
+        return _Way(_prepare(folder, task)).go(until)
+
+
+def _prepare(folder: RunFolder, task: Task) -> Context:
+    config = folder.config
+    for text in task.warnings:
+        folder.warn(text)
+    limit = config.spend.test_rows if config.test_rows is None else config.test_rows
+    teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
+    student = _connect(folder, config.student, None, "student")
+    task = _within_context(folder, task, student)
+    split = make_split(task, seed=config.seed, max_test=limit or None)
+    for text in split.notes:
+        folder.warn(text)
+    demos = tuple(split.gold[: demo_budget(split.gold, config.spend.demo_tokens)])
+    plan = StudentPlan(config.student, CompactAdapter(), task, demos)
+    folder.reporter.note(
+        f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"
+        + (f", {len(task.labels)} classes" if task.labels else "")
+        + (f", {len(task.unlabeled)} unlabelled rows" if task.unlabeled else "")
+    )
+    return Context(folder, task, split, teacher, plan)
+
+
+def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> LM:
+    import warnings
+
+    from limbeck.models import UnknownPriceWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnknownPriceWarning)
+        lm = connect(name, api_base=api_base, ledger=folder.ledger, budget=folder.budget, role=role)
+    for warning in caught:
+        folder.warn(str(warning.message))
+    return lm
+
+
+def _within_context(folder: RunFolder, task: Task, student: LM) -> Task:
+    """Return the task without rows that are longer than the student's context."""
+    engine: Any = getattr(student.backend, "engine", None)
+    if engine is None:
+        return task
+
+    def tokens(text: str) -> int:
+        return engine.count_tokens((("user", text),))
+
+    checked = check_context(task, tokens, engine.context_tokens, reserve=_RESERVE)
+    for text in checked.warnings[len(task.warnings) :]:
+        folder.warn(text)
+    return checked
+
+
+class _Way:
+    """The stages of one run, in order; each method reads what those before it stored."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.bare = context.task.program
+        self.hashes: dict[str, Any] = {"task": context.task.fingerprint}
+
+    def go(self, until: Stage) -> Outcome:
+        """Do the stages up to `until`."""
+        last = STAGES.index(until)
+        compiled = self.compile()
+        if last == 0:
+            return Outcome(until, None)
+        self.synthesize(compiled)
+        if last == 1:
+            return Outcome(until, None)
+        gold = self.gold_only()
+        self.curate(compiled, gold)
+        if last == 2:
+            return Outcome(until, None)
+        student = self.finetune(gold)
+        return Outcome(until, self.evaluate(gold, student) if last == 4 else None)
+
+    def _done(self, payload: Mapping[str, Any], name: str) -> dict[str, Any]:
+        self.hashes[name] = payload["key"]
+        return dict(payload)
+
+    def compile(self) -> dict[str, Any]:
+        """Compile the teacher's prompt; the chosen label descriptions become the task's."""
+        context = self.context
+        work = partial(compile_closed if context.closed else compile_open, context)
+        payload = self._done(context.run.stage("compile", context.key("compile"), work), "compile")
+        for text in payload.get("notes", ()):
+            context.run.warn(text)
+        task = context.task.with_descriptions(payload["descriptions"]) if context.closed else context.task
+        self.program: dspy.Module = task.program.deepcopy()
+        cast(Any, self.program).load(str(context.run.path / "program.json"))
+        self.context = replace(context, task=task, plan=replace(context.plan, task=task))
+        return payload
+
+    def gold_only(self) -> Tuned:
+        """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
+        context, spend = self.context, self.context.spend
+        self.gold = self._gold_rows()
+        recipes = [Recipe(lr, spend.gold_epochs, seed=context.config.seed) for lr in spend.learning_rates]
+        context.run.reporter.stage("learn from the labels alone")
+
+        def outside(fold: int) -> list[Record]:
+            return [r for r in self.gold if r.provenance.block != fold]
+
+        tuned = tune(context, GOLD_ONLY, recipes, outside, keep=context.closed)
+        self._final(GOLD_ONLY, tuned.recipe, self.gold, tuned)
+        return tuned
+
+    def _gold_rows(self) -> list[Record]:
+        context = self.context
+        rows = gold_records(context.split.gold, folds=context.split.folds if context.split.n_folds else None)
+        if context.plan.writes_more:
+            return trusted_gold(context, self.program, rows)
+        return rows
+
+    def _final(self, name: str, recipe: Recipe, records: list[Record], tuned: Tuned) -> dict[str, Any]:
+        context = self.context
+        ids = [[r.id, dict(r.outputs), r.soft, round(r.weight, 6)] for r in records]
+        key = context.key(name, recipe.values(), ids, dict(context.task.label_descriptions))
+
+        def work() -> dict[str, Any]:
+            payload = fit_final(context, name, recipe, records)
+            log = {"records_in": len(records), "kept": payload["recipe"], "tried": list(tuned.tried)}
+            return {**payload, "log": log}
+
+        return self._done(context.run.stage(f"finetune {name}", key, work, show=False), name)
+
+    def synthesize(self, compiled: Mapping[str, Any]) -> None:
+        """Label the pool and write new rows."""
+        context = self.context
+        key = context.key("synthesize", self.hashes["compile"])
+        payload = context.run.stage(
+            "synthesize", key, lambda: synthesize_stage(context, int(compiled["demos"]), self.program)
+        )
+        self._done(payload, "synthesize")
+
+    def curate(self, compiled: Mapping[str, Any], gold: Tuned) -> None:
+        """Keep what can be trusted."""
+        context = self.context
+        key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY])
+        payload = context.run.stage(
+            "curate", key, lambda: curate_stage(context, compiled["oof"], gold, GOLD_ONLY)
+        )
+        self._done(payload, "curate")
+
+    def finetune(self, gold: Tuned) -> Tuned | None:
+        """Tune and train the student on labels and kept rows; None where nothing was kept."""
+        context, spend = self.context, self.context.spend
+        kept = read_records(context.run.path / KEPT)
+        if not kept:
+            return None
+        recipes = [
+            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight)
+            for weight in spend.gold_weights
+        ]
+        context.run.reporter.stage("finetune")
+
+        def blind(fold: int) -> list[Record]:
+            outside = [r for r in self.gold if r.provenance.block != fold]
+            return outside + [r for r in kept if r.provenance.block in (fold, -1)]
+
+        tuned = tune(context, STUDENT, recipes, blind)
+        self._final(STUDENT, tuned.recipe, self.gold + kept, tuned)
+        return tuned
+
+    def evaluate(self, gold: Tuned, student: Tuned | None) -> dict[str, Any]:
+        """Score every system on the test rows, choose what the run returns, write report.json."""
+        context = self.context
+        context.run.reporter.stage("evaluate")
+        base = base_out_of_fold(context) if gold.scores else []
+        choice = choose(gold, student, base)
+        recipes = {GOLD_ONLY: gold.recipe, **({STUDENT: student.recipe} if student else {})}
+        results = evaluate_systems(context, self.bare, self.program, recipes)
+        report = build_report(context, results, choice, self.hashes)
+        self._remember(choice, recipes)
+        write_report(context.run.path, report)
+        shutil.rmtree(context.run.path / "data" / "fits", ignore_errors=True)
+        return report
+
+    def _remember(self, choice: Choice, recipes: Mapping[str, Recipe]) -> None:
+        """Write what `limbeck predict` needs: each student's prompt and adapter, and the chosen one."""
+        from limbeck.pipeline.deploy import write_students
+
+        write_students(self.context, choice.system, recipes)

@@ -1,0 +1,161 @@
+"""What a person sees of a run: live progress on stderr, the report at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from limbeck.errors import InputError
+from limbeck.pipeline.config import RunConfig, Stage
+from limbeck.report import render_terminal
+
+
+class Live:
+    """A reporter that draws one bar for what is going on, and a line for what is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self.progress = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bar: TaskID | None = None
+        self.what = ""
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes:3d}:{seconds:02d}"
+
+    def stage(self, name: str, *, cached: bool = False) -> None:
+        """A stage begins."""
+        self._end_bar()
+        self.console.print(
+            f"[dim]{self._clock()}[/] [bold]{name}[/]" + (" [dim](done before)[/]" if cached else "")
+        )
+
+    def note(self, text: str) -> None:
+        """One line worth keeping."""
+        self.console.print(f"[dim]{self._clock()}[/]   {text}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """One named warning."""
+        self.console.print(f"[dim]{self._clock()}[/]   [yellow]warning[/] {text}", highlight=False)
+
+    def step(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """Draw `done` of `total`; where stderr is no terminal, a line at the end of each piece of work."""
+        if self.what != what:
+            self._end_bar()
+            self.what = what
+            self.bar = self.progress.add_task(what, total=max(total, 1), detail=detail)
+        if self.bar is not None:
+            self.progress.update(self.bar, completed=done, total=max(total, 1), detail=detail)
+        if done >= total:
+            if not self.console.is_terminal:
+                self.note(f"{what}: {done}/{total} {detail}".rstrip())
+            self._end_bar()
+
+    def _end_bar(self) -> None:
+        if self.bar is not None:
+            self.progress.remove_task(self.bar)
+        self.bar, self.what = None, ""
+
+
+@contextmanager
+def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
+    """End on SIGTERM as on Ctrl-C, and say how to go on."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}", highlight=False
+        )
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(config: RunConfig, *, until: Stage) -> None:
+    """Run the stages with live progress, then print the report on stdout."""
+    from limbeck.pipeline.run import run as run_stages
+
+    console = Console(stderr=True)
+    live = Live(console)
+    with _stoppable(config, console), live.progress:
+        outcome = run_stages(config, until=until, reporter=live)
+    if outcome.report is None:
+        console.print(f"{until} is done. Go on with: limbeck run {config.out}", highlight=False)
+        return
+    Console().print(render_terminal(outcome.report))
+    console.print(f"predict with it: limbeck predict {config.out} ROWS.jsonl", highlight=False)
+
+
+def forecast(config: RunConfig) -> None:
+    """Print what the run would cost, without a call."""
+    from limbeck.pipeline.forecast import forecast as plan
+    from limbeck.pipeline.forecast import render
+
+    Console().print(render(plan(config)))
+
+
+def predict(folder: Path, rows: Path, out: Path | None, system: str, probabilities: bool) -> None:
+    """Predict every row of a file; JSON Lines on stdout, or a .jsonl or .csv file."""
+    from limbeck.inputs import read_rows
+    from limbeck.pipeline.deploy import load_run
+
+    if out is not None and out.suffix not in {".jsonl", ".csv"}:
+        raise InputError(f"cannot write {out.suffix or 'a file without an ending'}", valid=".jsonl or .csv")
+    given = read_rows(rows)
+    console = Console(stderr=True)
+    live = Live(console)
+    deployed = load_run(folder, system)
+    console.print(f"{len(given)} rows with {deployed.system} of {folder}", highlight=False)
+    with live.progress:
+        found = deployed.predict(
+            given,
+            probabilities=probabilities,
+            progress=lambda done, total: live.step("predicting", done, total),
+        )
+    _write([{**row, **values} for row, values in zip(given, found, strict=True)], out)
+
+
+def _write(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
+    if out is not None and out.suffix == ".csv":
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with out.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+        return
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

@@ -180,9 +180,7 @@ def copy_rules(
     )
 
 
-def trust_rules(
-    gold: Sequence[Record], judgement: Judgement | None, config: CurateConfig
-) -> tuple[Rule, ...]:
+def trust_rules(gold: Sequence[Record], judgement: Judgement | None, config: CurateConfig) -> tuple[Rule, ...]:
     """Return the rules about the answer, those for a judged label or those for an open answer."""
     if judgement is None:
         grounded = _grounded(gold)
@@ -220,9 +218,7 @@ def _verified(record: Record, verifiers: Sequence[Verifier]) -> Record:
     return record.reject(failed) if failed else record
 
 
-def _with_rows(
-    records: Sequence[Record], judgement: Judgement
-) -> Iterable[tuple[Record, NDArray[np.float64]]]:
+def _with_rows(records: Sequence[Record], judgement: Judgement) -> Iterable[tuple[Record, NDArray[np.float64]]]:
     return zip(records, judgement.probabilities, strict=True)
 
 

@@ -94,9 +94,7 @@ class NearDuplicates:
         rng = np.random.default_rng(seed)
         size = _BANDS * _ROWS
         self.threshold = threshold
-        self._odd: NDArray[np.uint64] = rng.integers(1, 2**63, size, dtype=np.uint64) * np.uint64(
-            2
-        ) + np.uint64(1)
+        self._odd: NDArray[np.uint64] = rng.integers(1, 2**63, size, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._shift: NDArray[np.uint64] = rng.integers(0, 2**63, size, dtype=np.uint64)
         self._exact: dict[str, str] = {}
         self._keys: list[str] = []

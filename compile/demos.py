@@ -83,9 +83,7 @@ def fit_demo(demo: Mapping[str, Any] | dspy.Example, signature: Any) -> dspy.Exa
     return cast(Any, dspy.Example(**extra, **kept)).with_inputs(*inputs)
 
 
-def _by_class(
-    gold: Sequence[dspy.Example], labels: Sequence[str], output: str
-) -> dict[str, list[dspy.Example]]:
+def _by_class(gold: Sequence[dspy.Example], labels: Sequence[str], output: str) -> dict[str, list[dspy.Example]]:
     if not labels or not output:
         return {"": list(gold)}
     classes: dict[str, list[dspy.Example]] = {str(label): [] for label in labels}

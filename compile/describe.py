@@ -133,9 +133,7 @@ def induce_descriptions(
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Return `describe_labels`' descriptions by label, without the labels that got none."""
-    described = describe_labels(
-        task, rows, lm, seed=seed, adapter=adapter, max_calls=max_calls, progress=progress
-    )
+    described = describe_labels(task, rows, lm, seed=seed, adapter=adapter, max_calls=max_calls, progress=progress)
     return {one.label: one.description for one in described if one.description}
 
 
@@ -204,9 +202,7 @@ def choose_descriptions(
     return _choice(candidates, values, " and ".join(sorted(measures)), by_fold or {})
 
 
-def gold_likelihood(
-    result: SystemResult, task: Task, rows: Sequence[dspy.Example]
-) -> tuple[list[float], str]:
+def gold_likelihood(result: SystemResult, task: Task, rows: Sequence[dspy.Example]) -> tuple[list[float], str]:
     """Return each row's log-probability of its gold label (0.01 at the least), and what was measured.
 
     Where the model gave no probabilities, the metric's score stands in.
@@ -260,16 +256,12 @@ def _choice(
         if mean > _MARGIN * math.sqrt(variance / len(gains)) and mean > 0:
             best = name
     seen = [name for name in names if name not in by_fold and name.startswith("induced")]
-    notes = [
-        f"descriptions: {name} was induced from all gold rows, also those it is judged on" for name in seen
-    ]
+    notes = [f"descriptions: {name} was induced from all gold rows, also those it is judged on" for name in seen]
     scores = {name: sum(values[name]) / len(values[name]) for name in names}
     return DescriptionChoice(best, candidates[best], scores, measure, tuple(notes))
 
 
-def _ask(
-    describer: LabelDescriber, task: Task, label: str, texts: Sequence[str], others: Sequence[str]
-) -> Described:
+def _ask(describer: LabelDescriber, task: Task, label: str, texts: Sequence[str], others: Sequence[str]) -> Described:
     try:
         found = cast(Any, describer(task=task.instructions, label=label, texts=texts, others=others))
     except BudgetExceeded:
@@ -291,9 +283,7 @@ def _unambiguous(described: Sequence[Described]) -> tuple[Described, ...]:
     Self-explaining labels keep their own words as their name.
     """
     own = {one.label: readable(one.label) for one in described}
-    wanted = {
-        one.label: one.name if one.name and is_opaque(one.label) else own[one.label] for one in described
-    }
+    wanted = {one.label: one.name if one.name and is_opaque(one.label) else own[one.label] for one in described}
     names: dict[str, str] = {}
     for label, name in wanted.items():
         rivals = [other for other in wanted if other != label and name in (wanted[other], own[other])]

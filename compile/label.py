@@ -74,6 +74,7 @@ class Answer:
     soft: Mapping[str, float] | None = None
     soft_source: str = ""
     rationale: str = ""
+    calls: tuple[Mapping[str, Any], ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     reason: str = ""
     error: str = ""
@@ -99,12 +100,20 @@ def block_programs(
     return blocks
 
 
-def gold_records(examples: Sequence[dspy.Example], *, folds: Sequence[int] | None = None) -> list[Record]:
-    """Return the user's labelled rows as records of level 1, each with its fold as its block."""
+def gold_records(
+    examples: Sequence[dspy.Example], *, folds: Sequence[int] | None = None, label_field: str = ""
+) -> list[Record]:
+    """Return the user's labelled rows as records of level 1, each with its fold as its block.
+
+    The value of `label_field`, if given, becomes the text that stands for it in prompts.
+    """
     records: list[Record] = []
     for i, example in enumerate(cast(Sequence[Any], examples)):
         origin = Provenance("gold", seed=i, level=MANUAL, block=folds[i] if folds else -1)
-        records.append(Record(dict(example.inputs()), dict(example.labels()), origin))
+        outputs = dict(example.labels())
+        if label_field:
+            outputs[label_field] = label_text(outputs[label_field])
+        records.append(Record(dict(example.inputs()), outputs, origin))
     return records
 
 
@@ -150,15 +159,14 @@ def answered(record: Record, answer: Answer) -> Record:
         soft=answer.soft,
         soft_source=answer.soft_source,
         rationale=answer.rationale,
+        calls=answer.calls,
         scores={**record.scores, **answer.scores},
         weight=record.weight,
     )
     return filled.reject(answer.reason) if answer.reason else filled
 
 
-def probability_matrix(
-    records: Sequence[Record], labels: Sequence[str], label_field: str
-) -> NDArray[np.float64]:
+def probability_matrix(records: Sequence[Record], labels: Sequence[str], label_field: str) -> NDArray[np.float64]:
     """Return the records' distributions P_N_K over the labels; NaN in the row of a failed record.
 
     A record without a distribution puts all mass on its own label.
@@ -197,7 +205,7 @@ def answer_all(
 
     def ask(job: tuple[int, int]) -> tuple[int, Answer]:
         row, sample = job
-        with dspy.context(lm=samplers[sample], adapter=labeler.adapter, trace=None):
+        with dspy.context(lm=samplers[sample], adapter=labeler.adapter, trace=[]):
             return row, _ask(labeler, blocks[row], inputs[row])
 
     def count(result: tuple[int, Answer]) -> None:
@@ -276,9 +284,10 @@ def _samplers(lm: dspy.LM, config: LabelConfig) -> list[Any]:
 
 
 def _ask(labeler: Labeler, block: int, inputs: Mapping[str, Any]) -> Answer:
+    program = labeler.programs[block]
     with recorded_scores() as seen:
         try:
-            prediction = cast(Any, labeler.programs[block](**inputs))
+            prediction = cast(Any, program(**inputs))
             outputs = {name: prediction[name] for name in labeler.output_fields}
         except BudgetExceeded:
             raise
@@ -294,6 +303,23 @@ def _ask(labeler: Labeler, block: int, inputs: Mapping[str, Any]) -> Answer:
         soft=dict(scored.probabilities) if scored else None,
         soft_source=scored.source if scored else "",
         rationale=next((str(prediction[name]) for name in _RATIONALES if name in prediction), ""),
+        calls=_traced(program),
         scores=scores,
         reason=next((name for name, ok in scores.items() if not ok), ""),
+    )
+
+
+def _traced(program: dspy.Module) -> tuple[Mapping[str, Any], ...]:
+    """Return the calls of the row that this thread has just answered, for a program of several predictors."""
+    names = {id(predictor): name for name, predictor in program.named_predictors()}
+    if len(names) < 2:
+        return ()
+    return tuple(
+        {
+            "predictor": names[id(predictor)],
+            "inputs": dict(inputs),
+            "outputs": {name: made[name] for name in predictor.signature.output_fields if name in made},
+        }
+        for predictor, inputs, made in dspy.settings.trace or ()
+        if id(predictor) in names
     )

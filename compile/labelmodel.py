@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from threadpoolctl import threadpool_limits
 
 from limbeck.errors import InputError
 
@@ -87,7 +88,7 @@ class LabelModel:
         names = list(probabilities)
         logp_M_N_K = _log_probabilities(probabilities, names, len(self.labels))
         weights = np.array([self.weights[name] for name in names])
-        return _softmax(np.tensordot(weights, logp_M_N_K, 1) + np.asarray(self.bias))
+        return _softmax(_pool(weights, logp_M_N_K) + np.asarray(self.bias))
 
     def report(self) -> dict[str, Any]:
         """Return everything measured as plain JSON values."""
@@ -130,15 +131,15 @@ def fit_label_model(
     fold_N = np.asarray(folds if folds is not None else [0] * len(y_N), dtype=np.int64)
     logp_M_N_K = _log_probabilities(probabilities, names, k)
     if logp_M_N_K.shape[1] != len(y_N) or len(fold_N) != len(y_N):
-        raise InputError(
-            f"{logp_M_N_K.shape[1]} rows of probabilities, {len(y_N)} of gold, {len(fold_N)} folds"
-        )
+        raise InputError(f"{logp_M_N_K.shape[1]} rows of probabilities, {len(y_N)} of gold, {len(fold_N)} folds")
     if len(np.unique(fold_N)) < 2:
         return fixed_label_model(labels, names)
     data = _Data(logp_M_N_K, y_N, fold_N, _seen(probabilities, names))
-    strength = _choose_strength(data)
-    weights, bias = _fit(data, strength)
-    pooled_N_K = _nested_predictions(data)
+    # The problems are tiny: BLAS threads waiting for work would cost ten times the fit.
+    with cast(Any, threadpool_limits)(limits=1):
+        strength = _choose_strength(data)
+        weights, bias = _fit(data, strength)
+        pooled_N_K = _nested_predictions(data)
     quality = {name: _quality(data, m) for m, name in enumerate(names)}
     quality["pool"] = _quality_of(pooled_N_K, y_N)
     return LabelModel(
@@ -164,9 +165,7 @@ class _Data:
     seen_M_N: NDArray[np.bool_]
 
     def rows(self, mask_N: NDArray[np.bool_]) -> _Data:
-        return _Data(
-            self.logp_M_N_K[:, mask_N], self.y_N[mask_N], self.fold_N[mask_N], self.seen_M_N[:, mask_N]
-        )
+        return _Data(self.logp_M_N_K[:, mask_N], self.y_N[mask_N], self.fold_N[mask_N], self.seen_M_N[:, mask_N])
 
     def parts(self) -> Iterator[tuple[NDArray[np.bool_], _Data]]:
         """Yield each fold's mask with the rows outside that fold."""
@@ -188,15 +187,17 @@ def _log_probabilities(probabilities: Mapping[str, Floats], names: Sequence[str]
     """Return centred log-probabilities, shape [M, N, K]; 0 everywhere in a row that a labeler did not see."""
     for name in names:
         if np.ndim(probabilities[name]) != 2 or np.shape(probabilities[name])[1] != k:
-            raise InputError(
-                f"labeler {name} gives shape {np.shape(probabilities[name])}", valid=f"[rows, {k}]"
-            )
+            raise InputError(f"labeler {name} gives shape {np.shape(probabilities[name])}", valid=f"[rows, {k}]")
     seen = _seen(probabilities, names)[:, :, None]
     p = np.stack([np.asarray(probabilities[name], dtype=np.float64) for name in names])
     p = np.where(seen, p, 1.0 / k).clip(0.0, None)
     p = np.maximum(p / np.maximum(p.sum(axis=2, keepdims=True), 1e-300), _FLOOR / k)
     log_p = np.log(p)
     return log_p - log_p.mean(axis=2, keepdims=True)
+
+
+def _pool(weights_M: Floats, logp_M_N_K: Floats) -> Floats:
+    return np.einsum("m,mnk->nk", weights_M, logp_M_N_K)
 
 
 def _softmax(scores_N_K: Floats) -> Floats:
@@ -236,7 +237,7 @@ def _fit(data: _Data, strength: Strength) -> tuple[Floats, Floats]:
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         w, b = theta[:m], theta[m:] if with_bias else np.zeros(k)
-        p_N_K = _softmax(np.tensordot(w, data.logp_M_N_K, 1) + b)
+        p_N_K = _softmax(_pool(w, data.logp_M_N_K) + b)
         nll = -np.log(p_N_K[np.arange(n), data.y_N] + 1e-300).sum()
         penalty = strength.weight * ((w - prior) ** 2).sum() + strength.bias * (b**2).sum()
         error_N_K = p_N_K - onehot_N_K
@@ -252,7 +253,7 @@ def _fit(data: _Data, strength: Strength) -> tuple[Floats, Floats]:
 
 
 def _predict(data: _Data, mask_N: NDArray[np.bool_], weights: Floats, bias: Floats) -> Floats:
-    return _softmax(np.tensordot(weights, data.logp_M_N_K[:, mask_N], 1) + bias)
+    return _softmax(_pool(weights, data.logp_M_N_K[:, mask_N]) + bias)
 
 
 def _choose_strength(data: _Data) -> Strength:

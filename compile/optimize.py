@@ -174,9 +174,7 @@ class _Guard(BaseCallback):
             self._changed.notify_all()
         self.on_lm_end(call_id, None, exception)
 
-    def on_lm_end(
-        self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
-    ) -> None:
+    def on_lm_end(self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None) -> None:
         """Look at how a model's call ended."""
         if isinstance(exception, BudgetExceeded):
             self._spent = exception
@@ -219,9 +217,7 @@ def _silence() -> Generator[None]:
             logger.setLevel(level)
 
 
-def _wanted(
-    job: Job, optimizer: str | Optimizer | None, effort: Effort
-) -> tuple[tuple[Optimizer, ...], list[str]]:
+def _wanted(job: Job, optimizer: str | Optimizer | None, effort: Effort) -> tuple[tuple[Optimizer, ...], list[str]]:
     if optimizer is None:
         tried = for_effort(effort, job.task)
         refusals = {one.name: one.refuse(job.task, job.split, job.reflection_lm) for one in tried}
@@ -239,9 +235,7 @@ def _wanted(
     return (optimizer,), []
 
 
-def _measurer(
-    job: Job, adapter: Any, progress: Progress | None
-) -> Callable[[str, dspy.Module], SystemResult]:
+def _measurer(job: Job, adapter: Any, progress: Progress | None) -> Callable[[str, dspy.Module], SystemResult]:
     def measure(name: str, program: dspy.Module) -> SystemResult:
         told = None if progress is None else functools.partial(progress, name)
         return run_system(
@@ -261,9 +255,7 @@ def _measurer(
 
 def _default(job: Job, wanted: Sequence[Optimizer], notes: list[str], adapter: Any) -> Compiled:
     if not wanted:
-        return Compiled(
-            job.task.program.deepcopy(), UNCOMPILED, False, math.nan, math.nan, notes=tuple(notes)
-        )
+        return Compiled(job.task.program.deepcopy(), UNCOMPILED, False, math.nan, math.nan, notes=tuple(notes))
     program = clean(job.task.program, run_silently(wanted[0], job, adapter))
     note = f"{wanted[0].name} is a fixed default: there are no dev rows to compare on"
     return Compiled(program, wanted[0].name, True, math.nan, math.nan, notes=(*notes, note))

@@ -287,9 +287,7 @@ class COPRO:
 
     def run(self, job: Job) -> dspy.Module:
         """Score `breadth` instructions, `depth` times."""
-        optimizer = dspy.COPRO(
-            metric=job.metric, breadth=self.breadth, depth=self.depth, prompt_model=job.prompt_lm
-        )
+        optimizer = dspy.COPRO(metric=job.metric, breadth=self.breadth, depth=self.depth, prompt_model=job.prompt_lm)
         scoring = {"num_threads": job.threads, "display_progress": False}
         return optimizer.compile(job.task.program, trainset=job.train, eval_kwargs=scoring)
 
@@ -332,9 +330,7 @@ def for_effort(effort: Literal["quick", "standard", "thorough"], task: Task) -> 
     MIPROv2's light search as well; thorough: wider searches and GEPA.
     """
     few: tuple[Optimizer, ...] = (
-        (BootstrapFewShot(),)
-        if reasons(task)
-        else (LabeledFewShot(), LabeledFewShot("labeled-short", tokens=400))
+        (BootstrapFewShot(),) if reasons(task) else (LabeledFewShot(), LabeledFewShot("labeled-short", tokens=400))
     )
     if effort == "quick":
         return few
@@ -368,10 +364,7 @@ def with_feedback(task: Task) -> Callable[..., dspy.Prediction]:
 def _verdict(task: Task, gold: Any, pred: Any, score: float) -> str:
     if score >= 1.0:
         return "This is right."
-    lines = [
-        f"{name} should be {gold[name]!r} and was {pred.get(name, 'not given')!r}."
-        for name in task.output_fields
-    ]
+    lines = [f"{name} should be {gold[name]!r} and was {pred.get(name, 'not given')!r}." for name in task.output_fields]
     return " ".join([f"The score is {score:.2f}.", *lines])
 
 

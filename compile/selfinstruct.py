@@ -21,7 +21,7 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.label import LabelConfig, Labeler, answer_all, answered
 from limbeck.compile.rouge import RougeIndex
-from limbeck.compile.synthesize import Source
+from limbeck.compile.source import Source
 from limbeck.errors import BudgetExceeded, StageEmpty
 from limbeck.programs.generate import Condition, InputWriter
 from limbeck.records import CHECKED, Provenance, Record, stable_hash

@@ -20,6 +20,7 @@ import dspy
 from limbeck.compile.attributes import Attributes, lengths_of, propose
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
+from limbeck.compile.source import Source
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.programs.generate import ANY_STYLE, Condition, InputWriter, TopicProposer
 from limbeck.records import CHECKED, Provenance, Record, stable_hash
@@ -27,9 +28,6 @@ from limbeck.records import CHECKED, Provenance, Record, stable_hash
 METHOD = "label_conditioned"
 Distribution = Literal["uniform", "observed"] | Mapping[str, float]
 Progress = Callable[[int, int], None]
-# Longer inputs, or inputs of several lines, are written one a call.
-_MAX_LINE_WORDS = 60
-_TOKENS_PER_WORD = 2.0
 _SHOWN = 160
 
 
@@ -38,8 +36,8 @@ class SynthesisConfig:
     """What is written and what it may cost.
 
     `total` inputs over the labels by `distribution`; at most `max_calls` calls (None: twice what is needed
-    if every call gave what it was asked for), `per_call` texts each. StageEmpty when `patience` calls give
-    nothing new. `demos` rows of the label and two other labels' rows stand in each prompt. `styled` is the
+    if every call gave what it was asked for), `per_call` texts each. It ends after `patience` calls in a row
+    without anything new. `demos` rows of the label and two other labels' rows stand in each prompt. `styled` is the
     share of calls that ask for a style (attributes); the others ask for more of what gold rows are like. A
     135M model follows no style and writes better without: give it 0.
     """
@@ -57,47 +55,6 @@ class SynthesisConfig:
     patience: int = 24
     threads: int = 16
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the writer knows of the task: its fields, labels and gold rows with their folds.
-
-    `fields` maps the input fields to their types. `folds` names each gold row's fold, () for none.
-    """
-
-    fields: Mapping[str, Any]
-    instructions: str
-    gold: tuple[Record, ...]
-    folds: tuple[int, ...] = ()
-    label_field: str = ""
-    labels: tuple[str, ...] = ()
-    meanings: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The folds to keep out in turn; (-1,) where nothing is kept out."""
-        found = tuple(sorted(set(self.folds)))
-        return found if len(found) > 1 else (-1,)
-
-    def shown(self, block: int, label: str | None = None) -> list[Record]:
-        """Return the gold rows that a block's prompts may show, of one label or of all."""
-        folds = self.folds or (-2,) * len(self.gold)
-        rows = [row for row, fold in zip(self.gold, folds, strict=True) if fold != block]
-        return rows if label is None else [r for r in rows if str(r.outputs.get(self.label_field)) == label]
-
-    @property
-    def one_line(self) -> bool:
-        """Whether an input is one short text, so that a call can write several."""
-        texts = [str(value) for row in self.gold for value in row.inputs.values()]
-        short = all("\n" not in text.strip() and len(text.split()) <= _MAX_LINE_WORDS for text in texts)
-        return len(self.fields) == 1 and short
-
-    @property
-    def tokens(self) -> int:
-        """A generous number of tokens for one input: twice the words of the longest tenth, and some."""
-        words = max(lengths_of([record_text(row.inputs) for row in self.gold]))
-        return int(words * _TOKENS_PER_WORD) + 8 + 16 * len(self.fields)
 
 
 @dataclass(frozen=True)
@@ -142,13 +99,15 @@ def synthesize(
     run = _Run(source, writer, lm, adapter, config, wanted, progress)
     per_call = config.per_call if writer.several else 1
     limit = config.max_calls or 2 * sum(-(-n // per_call) for n in wanted.values())
-    wave = 0
-    while run.calls < limit and (jobs := run.plan(attributes, wave, per_call)[: limit - run.calls]):
+    wave = barren = 0
+    while barren < config.patience and run.calls < limit:
+        jobs = run.plan(attributes, wave, per_call)[: limit - run.calls]
+        if not jobs:
+            break
         before = sum(run.new.values())
         run.write(jobs)
+        barren = barren + len(jobs) if sum(run.new.values()) == before else 0
         wave += 1
-        if sum(run.new.values()) == before:
-            break
     if not run.records:
         raise run.empty()
     return Synthesis(tuple(run.records), run.calls, run.failed, wanted, dict(run.new), attributes)

@@ -21,6 +21,8 @@ from limbeck.finetune.rows import TrainRow
 
 # A further prefix pass costs about as much as this many tokens in a pass that runs anyway.
 _PASS_OVERHEAD = 32
+# The product over the vocabulary in the backward pass loses two digits in fp32 on CPUs with fewer rows.
+_LEAST_POSITIONS = 4
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -228,6 +230,8 @@ def pack_trees(trees: Sequence[Tree], device: torch.device) -> Pack:
             lengths.append(len(path))
         edges += [(at.setdefault(start + parent, len(at)), token) for parent, token in tree.edges]
         start += len(tree.tokens)
+    index = list(at)
+    index += index[:1] * (_LEAST_POSITIONS - len(index))
     blocks, scatter = _attention_blocks(trees, device)
     return Pack(
         trees=tuple(trees),
@@ -235,7 +239,7 @@ def pack_trees(trees: Sequence[Tree], device: torch.device) -> Pack:
         depths=tensor([depth for tree in trees for depth in tree.depths]),
         blocks=blocks,
         scatter=scatter,
-        logit_index=tensor(list(at)),
+        logit_index=tensor(index),
         edges=tensor(edges),
         path_edges=tensor(path_edges),
         path_branch=tensor(path_branch),

@@ -54,10 +54,10 @@ def _forward(model: Any, layout: Layout, prefix: Sequence[int], start: int) -> t
 
 def branch_logprobs(logits: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Return every branch's summed log-probability [branches] from the logits [p, V] of its parents."""
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = logits[pack.edges[:, 0], pack.edges[:, 1]]
     edges = chosen - torch.logsumexp(logits, dim=-1)[pack.edges[:, 0]]
-    total = torch.zeros(len(pack.lengths), device=logits.device)
+    total = logits.new_zeros(len(pack.lengths))
     return total.index_add(0, pack.path_branch, edges[pack.path_edges])
 
 

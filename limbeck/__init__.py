@@ -1,8 +1,8 @@
 """From tens of labels to a small model its user owns.
 
 >>> import limbeck
->>> task = limbeck.task_from_labels("labels.jsonl", output="label")  # doctest: +SKIP
->>> student = limbeck.run(task, out="runs/tickets")  # doctest: +SKIP
+>>> config = limbeck.RunConfig(out="runs/tickets", labels="labels.jsonl", output=("label",))  # doctest: +SKIP
+>>> limbeck.run(config).report["verdict"]["reason"]  # doctest: +SKIP
 
 Names load on first use: `import limbeck` costs milliseconds, torch and dspy come with what needs them.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from limbeck.models.adapter import CompactAdapter
     from limbeck.models.lm import LM
     from limbeck.models.names import connect
+    from limbeck.pipeline.config import RunConfig
     from limbeck.pipeline.run import run
     from limbeck.task import Task, task_from_labels
 
@@ -27,6 +28,7 @@ __all__ = [
     "BootstrapFinetune",
     "CompactAdapter",
     "LoRAProvider",
+    "RunConfig",
     "Task",
     "__version__",
     "connect",
@@ -39,6 +41,7 @@ _HOMES = {
     "CompactAdapter": "limbeck.models.adapter",
     "LM": "limbeck.models.lm",
     "LoRAProvider": "limbeck.finetune.provider",
+    "RunConfig": "limbeck.pipeline.config",
     "Task": "limbeck.task",
     "connect": "limbeck.models.names",
     "run": "limbeck.pipeline.run",

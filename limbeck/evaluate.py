@@ -27,9 +27,7 @@ from limbeck.models import ScoredField, label_probabilities, probability_source,
 
 LATENCY_ROWS = 10
 _SHOWN_ERROR = 300  # characters of an error kept per row
-_LOST = (
-    0.1  # share of rows lost to a failing server above which a score would be the server's, not the model's
-)
+_LOST = 0.1  # share of rows lost to a failing server above which a score would be the server's, not the model's
 
 Progress = Callable[[int, int], None]
 Probabilities = Mapping[str, Mapping[str, float]]

@@ -130,8 +130,9 @@ class Ledger:
     # -- opening ---------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
+        with self._guard():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
         try:
             with self._guard():
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -162,9 +163,7 @@ class Ledger:
             return None
         db: sqlite3.Connection | None = None
         try:
-            db = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1, check_same_thread=False
-            )
+            db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1, check_same_thread=False)
             version = int(db.execute("PRAGMA user_version").fetchone()[0])
             if version == SCHEMA_VERSION:
                 db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()
@@ -183,9 +182,9 @@ class Ledger:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 text = str(error).lower()
-                if "full" in text or "disk i/o" in text:
+                if any(sign in text for sign in ("full", "disk i/o", "no space")):
                     raise LimbeckError(
                         f"cannot write {self.path}: {error}; every finished call is kept",
                         valid="free disk space",
@@ -314,9 +313,7 @@ class Ledger:
         with self._guard():
             found = self._db.execute(query, (role,)).fetchall()
         return [
-            CallRow(
-                kind, model, who, json.loads(request), json.loads(response), *numbers, metered=bool(metered)
-            )
+            CallRow(kind, model, who, json.loads(request), json.loads(response), *numbers, metered=bool(metered))
             for kind, model, who, request, response, *numbers, metered in found
         ]
 
@@ -358,9 +355,7 @@ class Ledger:
 
 def _call_row(columns: Sequence[Any]) -> CallRow:
     kind, model, role, request, response, *numbers, metered = columns
-    return CallRow(
-        kind, model, role, json.loads(request), json.loads(response), *numbers, metered=bool(metered)
-    )
+    return CallRow(kind, model, role, json.loads(request), json.loads(response), *numbers, metered=bool(metered))
 
 
 def _dump(value: Any) -> str:

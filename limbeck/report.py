@@ -144,9 +144,7 @@ def list_runs(folder: Path) -> list[Json]:
     Raises InputError where there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"no folder {folder}", valid="the folder that holds run folders", hint="limbeck runs FOLDER"
-        )
+        raise InputError(f"no folder {folder}", valid="the folder that holds run folders", hint="limbeck runs FOLDER")
     found = [path for path in folder.iterdir() if (path / "run.toml").is_file() or (path / REPORT).is_file()]
     return [_summary(path) for path in sorted(found, key=lambda p: (-_written(p), p.name))]
 
@@ -202,14 +200,10 @@ def compare_runs(folder: Path, names: Sequence[str]) -> list[Json]:
     for name in names:
         if not (folder / name).is_dir():
             known = ", ".join(run["name"] for run in list_runs(folder))
-            raise InputError(
-                f"no run {name!r} in {folder}", valid=known or "no runs yet", hint="limbeck runs"
-            )
+            raise InputError(f"no run {name!r} in {folder}", valid=known or "no runs yet", hint="limbeck runs")
         reports[name] = read_report(folder / name)
     systems = dict.fromkeys(s for report in reports.values() for s in report["systems"])
-    return [
-        {"system": system, "runs": {n: _cell(r, system) for n, r in reports.items()}} for system in systems
-    ]
+    return [{"system": system, "runs": {n: _cell(r, system) for n, r in reports.items()}} for system in systems]
 
 
 def _cell(report: Mapping[str, Any], system: str) -> Json | None:

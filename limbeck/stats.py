@@ -61,9 +61,7 @@ def mean_ci(scores: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLE
     return Estimate(mean, float(low), float(high))
 
 
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLES
-) -> Paired:
+def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLES) -> Paired:
     """Compare two systems on the same rows.
 
     The interval is the percentile bootstrap of the mean difference. The p value is McNemar's where all scores
@@ -80,9 +78,7 @@ def paired_bootstrap(
     low, high = np.quantile(_resampled_means(differences, seed, resamples), [_TAIL, 1 - _TAIL])
     binary = bool(np.isin(left, (0.0, 1.0)).all() and np.isin(right, (0.0, 1.0)).all())
     p = mcnemar(a, b) if binary else _sign_flip(differences, seed, resamples)
-    return Paired(
-        float(differences.mean()), (float(low), float(high)), p, "mcnemar" if binary else "sign-flip"
-    )
+    return Paired(float(differences.mean()), (float(low), float(high)), p, "mcnemar" if binary else "sign-flip")
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
@@ -116,9 +112,7 @@ def ece(confidences: Sequence[float], correct: Sequence[float], bins: int = 10) 
     """
     confidence, right = _checked(confidences), _checked(correct)
     if len(confidence) != len(right):
-        raise ValueError(
-            f"calibration needs one answer per confidence, got {len(right)} of {len(confidence)}"
-        )
+        raise ValueError(f"calibration needs one answer per confidence, got {len(right)} of {len(confidence)}")
     if confidence.min() < 0 or confidence.max() > 1:
         raise ValueError("a confidence lies between 0 and 1")
     where = np.minimum((confidence * bins).astype(np.int64), bins - 1)
@@ -156,9 +150,7 @@ def _resampled_means(values: Floats, seed: int, resamples: int) -> Floats:
     rng, rows = np.random.default_rng(seed), len(values)
     step = max(1, _CELLS // len(distinct))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    return np.concatenate(
-        [rng.multinomial(rows, counts / rows, size=size) @ distinct / rows for size in sizes]
-    )
+    return np.concatenate([rng.multinomial(rows, counts / rows, size=size) @ distinct / rows for size in sizes])
 
 
 def _sign_flip(differences: Floats, seed: int, resamples: int) -> float:
@@ -169,7 +161,6 @@ def _sign_flip(differences: Floats, seed: int, resamples: int) -> float:
     step = max(1, _CELLS // len(moved))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
     as_far = sum(
-        int(np.sum(np.abs(rng.choice((-1.0, 1.0), size=(size, len(moved))) @ moved) >= observed))
-        for size in sizes
+        int(np.sum(np.abs(rng.choice((-1.0, 1.0), size=(size, len(moved))) @ moved) >= observed)) for size in sizes
     )
     return (as_far + 1) / (resamples + 1)  # the observed signs are one of the draws

@@ -72,9 +72,7 @@ class LabelDescriber(dspy.Module):
         super().__init__()
         self.describe = dspy.Predict(DescribeLabel, temperature=0.0, max_tokens=_MOST_TOKENS)
         self.describe.demos = [
-            dspy.Example(
-                task=task, label=label, texts=_listed(texts), other_texts=_listed(others), meaning=meaning
-            )
+            dspy.Example(task=task, label=label, texts=_listed(texts), other_texts=_listed(others), meaning=meaning)
             for task, label, texts, others, meaning in _SHOWN
         ]
 
@@ -134,7 +132,7 @@ def _name(head: str, label: str) -> str:
 
 
 def _description(text: str, label: str, shown: Sequence[str]) -> str:
-    sentence = re.split(r"(?<=[.!?;])\s", text.strip(_QUOTES))[0].strip(_QUOTES).rstrip(".;,: ")
+    sentence = re.split(r"(?<=[.!?;])[\"'”’*]*\s", text.strip(_QUOTES))[0].strip(_QUOTES).rstrip(".;,: ")
     sentence = _shortened(sentence)
     told = {word for word in words_of(sentence) if word not in _EMPTY_WORDS} - set(words_of(label))
     if not told or sentence.endswith("?") or any(_quotes(sentence, one) for one in shown):

@@ -79,9 +79,7 @@ class InputWriter(dspy.Module):
     serves all labels and blocks at once from many threads.
     """
 
-    def __init__(
-        self, fields: Mapping[str, Any], task: str, *, labelled: bool, described: bool, several: bool
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Any], task: str, *, labelled: bool, described: bool, several: bool) -> None:
         super().__init__()
         self.fields, self.several = dict(fields), several
         self.labelled, self.described = labelled, described
@@ -101,10 +99,7 @@ class InputWriter(dspy.Module):
             texts = numbered([str(row[next(iter(self.fields))]) for row in rows])
             given["count"] = str(len(rows))
             return [dspy.Example(**given, **{TEXTS: texts}).with_inputs(*given)]
-        return [
-            dspy.Example(**given, **{name: row[name] for name in self.fields}).with_inputs(*given)
-            for row in rows
-        ]
+        return [dspy.Example(**given, **{name: row[name] for name in self.fields}).with_inputs(*given) for row in rows]
 
     def forward(
         self,

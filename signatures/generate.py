@@ -35,9 +35,7 @@ def write_texts(field: str, task: str, *, labelled: bool, described: bool) -> ty
     return build_signature([*_conditions(labelled, described), count], outputs, "\n".join(rules))
 
 
-def write_row(
-    fields: Mapping[str, Any], task: str, *, labelled: bool, described: bool
-) -> type[dspy.Signature]:
+def write_row(fields: Mapping[str, Any], task: str, *, labelled: bool, described: bool) -> type[dspy.Signature]:
     """Return the signature that writes one new row of several input fields (name to type).
 
     Its own inputs make way for a column of the same name: a task with a column "style" has "wanted_style".

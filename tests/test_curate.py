@@ -26,9 +26,7 @@ def row(text: str, label: str = "HUM", method: str = "label_conditioned", **scor
     return Record({"text": text}, {"label": label}, Provenance(method), scores=scores)
 
 
-def run(
-    *records: Record, gold: list[Record] | None = None, protected: tuple[str, ...] = (), **more: Any
-) -> Curated:
+def run(*records: Record, gold: list[Record] | None = None, protected: tuple[str, ...] = (), **more: Any) -> Curated:
     return curate(list(records), gold=GOLD if gold is None else gold, protected=protected, **more)
 
 
@@ -153,9 +151,7 @@ def test_open_answers_must_be_grounded_and_agreed_on() -> None:
 @given(st.lists(st.text(alphabet="ab c?", max_size=12), max_size=12), st.integers(0, 100))
 def test_nothing_is_lost_and_nothing_kept_twice(texts: list[str], seed: int) -> None:
     p = np.random.default_rng(seed).dirichlet([1, 1], size=len(texts)).reshape(-1, 2)
-    done = judged(
-        *(row(text, method="pool") for text in texts), p=p.tolist() or np.zeros((0, 2)).tolist(), gold=[]
-    )
+    done = judged(*(row(text, method="pool") for text in texts), p=p.tolist() or np.zeros((0, 2)).tolist(), gold=[])
     assert len(done.kept) + len(done.rejected) == len(texts)
     assert sum(done.counts.values()) == len(done.rejected)
     kept = [record_text(r.inputs) for r in done.kept]

@@ -95,9 +95,7 @@ def test_a_block_never_shows_its_fold() -> None:
     task = question_task()
     folds = [i % 3 for i in range(12)]
     for fold in range(3):
-        drawn = draw_demos(
-            task.examples, 12, 0, exclude_fold=fold, folds=folds, labels=task.labels, output="label"
-        )
+        drawn = draw_demos(task.examples, 12, 0, exclude_fold=fold, folds=folds, labels=task.labels, output="label")
         assert len(drawn) == 8
         assert not {e for i, e in enumerate(task.examples) if folds[i] == fold} & set(drawn)
     with pytest.raises(InputError, match="folds of 1 rows for 12"):
@@ -132,6 +130,7 @@ def test_demos_hold_only_what_the_signature_names() -> None:
     [
         ("person: asks who did something", ("person", "asks who did something")),
         ("**Meaning:** person: asks who. And more.\nNext line", ("person", "asks who")),
+        ('"Person: asks who." More', ("person", "asks who")),
         ("HUM: a person or a group", ("", "a person or a group")),
         ("The one who did something", ("", "The one who did something")),
         ("person: who painted the chapel", ("person", "")),  # a quotation
@@ -283,9 +282,7 @@ def test_a_fold_is_judged_with_descriptions_written_without_it() -> None:
 def test_without_folds_the_last_candidate_is_a_named_default() -> None:
     task = question_task()
     split = Split(task.examples, (), (), (0,) * 12, 0)
-    chosen = choose_descriptions(
-        task, split, LM("scripted", Scripted()), {"none": {}, "given": {"HUM": "who"}}
-    )
+    chosen = choose_descriptions(task, split, LM("scripted", Scripted()), {"none": {}, "given": {"HUM": "who"}})
     assert chosen.name == "given"
     assert "fixed default" in chosen.notes[0]
     with pytest.raises(InputError):

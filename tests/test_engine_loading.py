@@ -139,10 +139,7 @@ def test_a_folder_loads_in_the_number_type_asked(folder: Path, dtype: str, numbe
 def test_a_loaded_model_computes_what_the_saved_one_did(folder: Path, tiny_llama: LoadedModel):
     asked = [GenerateRequest((("user", "the quick"),), max_tokens=8)]
     loaded = load_model(f"hf:{folder}", device="cpu", dtype="fp32")
-    assert (
-        TorchEngine(loaded).generate_many(asked)[0].text
-        == TorchEngine(tiny_llama).generate_many(asked)[0].text
-    )
+    assert TorchEngine(loaded).generate_many(asked)[0].text == TorchEngine(tiny_llama).generate_many(asked)[0].text
 
 
 def test_an_adapter_changes_answers_and_fingerprint(folder: Path, adapter: Path):

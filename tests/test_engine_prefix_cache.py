@@ -96,9 +96,7 @@ def test_branches_see_their_trunk_across_passes(tiny_llama: LoadedModel):
     left, right = forest.append([7, 8], trunk), forest.append([9], trunk)
     logits = forest.forward([right, left])
     for row, branch in zip(logits, ([9], [7, 8]), strict=True):
-        torch.testing.assert_close(
-            row, plain_logits(tiny_llama, [*PROMPT, 5, 6, *branch]), atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(row, plain_logits(tiny_llama, [*PROMPT, 5, 6, *branch]), atol=1e-4, rtol=1e-4)
 
 
 def test_gathered_rows_are_left_padded_and_exact(tiny_llama: LoadedModel):
@@ -108,9 +106,7 @@ def test_gathered_rows_are_left_padded_and_exact(tiny_llama: LoadedModel):
     ends = [forest.append(tail) for tail in tails]
     forest.forward(ends)
     columns = torch.arange(prefix.length)
-    context = Context.of_rows(
-        tiny_llama.model, [((prefix, columns), forest.path(end)) for end in ends], room=1
-    )
+    context = Context.of_rows(tiny_llama.model, [((prefix, columns), forest.path(end)) for end in ends], room=1)
     lengths = torch.tensor([41, 44])
     visible = torch.cat([torch.arange(44)[None] >= 44 - lengths[:, None], torch.ones(2, 1).bool()], dim=1)
     context.keep_rows(torch.tensor([1, 0]))

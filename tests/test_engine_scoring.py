@@ -21,9 +21,7 @@ MANY = tuple(f"{a} {b} {c}" for a in WORDS[:5] for b in WORDS[:4] for c in WORDS
 
 
 def request(text: str, candidates: tuple[str, ...] = LABELS, **options: Any) -> ScoreRequest:
-    return ScoreRequest(
-        (SYSTEM, ("user", text)), **{"assistant_prefix": "", **options}, candidates=candidates
-    )
+    return ScoreRequest((SYSTEM, ("user", text)), **{"assistant_prefix": "", **options}, candidates=candidates)
 
 
 def plain_logprobs(loaded: LoadedModel, asked: ScoreRequest) -> list[float]:
@@ -98,7 +96,7 @@ def test_the_search_finds_the_best_of_full_scoring(engine: TorchEngine, text: st
     assert searched.logprobs[searched.best] == pytest.approx(full.logprobs[full.best], abs=1e-3)
     # What the search left closed is at most what it bears.
     worst = max(abs(a - b) for a, b in zip(searched.probabilities(), full.probabilities(), strict=True))
-    assert worst <= 0.03
+    assert worst <= 0.06
 
 
 def test_the_search_opens_less_than_the_whole_trie(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch):

@@ -79,9 +79,7 @@ def knows(text: str) -> str:
 
 
 def measured(backend: Any, examples: list[dspy.Example], **options: Any) -> SystemResult:
-    lm = LM(
-        "scripted", backend, **{k: options.pop(k) for k in ("ledger", "budget", "retries") if k in options}
-    )
+    lm = LM("scripted", backend, **{k: options.pop(k) for k in ("ledger", "budget", "retries") if k in options})
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
     return run_system(
         "student", dspy.Predict(Sort), lm, examples, options.pop("metric", right), adapter=adapter, **options
@@ -201,9 +199,7 @@ def test_progress_counts_every_row():
 
 def test_the_program_that_was_given_is_left_alone():
     program = dspy.Predict(Sort)
-    run_system(
-        "student", program, LM("scripted", Scripted(knows)), rows(2), right, adapter=dspy.ChatAdapter()
-    )
+    run_system("student", program, LM("scripted", Scripted(knows)), rows(2), right, adapter=dspy.ChatAdapter())
     assert program.lm is None
     assert program.history == []
 
@@ -272,9 +268,7 @@ def test_the_report_has_the_contracts_fields():
 
 
 def test_gold_only_and_the_teacher_are_paired_with_their_own_base():
-    made = report(
-        *(system(n, 100) for n in ("teacher", "teacher_compiled", "student_base", "student_gold_only"))
-    )
+    made = report(*(system(n, 100) for n in ("teacher", "teacher_compiled", "student_base", "student_gold_only")))
     assert [(p["a"], p["b"]) for p in made["paired"]] == [
         ("student_gold_only", "student_base"),
         ("teacher_compiled", "teacher"),
@@ -282,9 +276,7 @@ def test_gold_only_and_the_teacher_are_paired_with_their_own_base():
 
 
 def test_a_student_that_beats_everything_ships():
-    verdict = report(system("teacher_compiled", 150), system("student_base", 80), system("student", 160))[
-        "verdict"
-    ]
+    verdict = report(system("teacher_compiled", 150), system("student_base", 80), system("student", 160))["verdict"]
     assert verdict["ship"] is True
     assert verdict["use"] == "student"
     assert "0.800 on 200 test rows" in verdict["reason"]
@@ -300,9 +292,7 @@ def test_a_student_that_does_not_beat_its_base_does_not_ship():
 
 
 def test_a_simpler_system_that_is_clearly_better_is_named():
-    verdict = report(system("student_base", 80), system("linear_probe", 190), system("student", 150))[
-        "verdict"
-    ]
+    verdict = report(system("student_base", 80), system("linear_probe", 190), system("student", 150))["verdict"]
     assert (verdict["ship"], verdict["use"]) == (False, "linear_probe")
     assert "the linear probe" in verdict["reason"]
 
@@ -318,17 +308,13 @@ def test_a_teacher_within_the_tolerance_does_not_stop_the_student():
 
 def test_what_was_chosen_out_of_fold_is_what_is_used():
     systems = [system("student_base", 80), system("student_gold_only", 150), system("student", 170)]
-    verdict = report(*systems, chosen="student_gold_only", chosen_because="which is ahead out of fold")[
-        "verdict"
-    ]
+    verdict = report(*systems, chosen="student_gold_only", chosen_because="which is ahead out of fold")["verdict"]
     assert (verdict["ship"], verdict["use"]) == (False, "student_gold_only")
     assert "which is ahead out of fold" in verdict["reason"]
 
 
 def test_a_gold_only_student_can_be_the_one_that_is_judged():
-    verdict = report(
-        system("student_base", 80), system("student_gold_only", 170), candidate="student_gold_only"
-    )
+    verdict = report(system("student_base", 80), system("student_gold_only", 170), candidate="student_gold_only")
     assert verdict["verdict"]["ship"] is True
     assert verdict["verdict"]["reason"].startswith("Ship the student trained on the labels alone")
 

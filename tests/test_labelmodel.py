@@ -20,9 +20,7 @@ def labels_of(k: int) -> list[str]:
     return [f"c{i}" for i in range(k)]
 
 
-def labeler(
-    rng: np.random.Generator, y: NDArray[np.int64], k: int, *, accuracy: float, sharp: float
-) -> Floats:
+def labeler(rng: np.random.Generator, y: NDArray[np.int64], k: int, *, accuracy: float, sharp: float) -> Floats:
     """Probabilities of a labeler right with `accuracy`, its mass on the answer given by `sharp`."""
     wrong = (y + rng.integers(1, k, size=len(y))) % k
     said = np.where(rng.random(len(y)) < accuracy, y, wrong)
@@ -94,7 +92,7 @@ def test_only_an_inverted_labeler_gives_no_confident_wrong_labels() -> None:
 @pytest.mark.parametrize(("n", "k"), [(12, 3), (48, 6), (48, 2)])
 def test_nested_pool_is_no_worse_than_the_best_labeler_on_average(n: int, k: int) -> None:
     gains: list[float] = []
-    for seed in range(12):
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         y, folds = gold(rng, n, k)
         p = {
@@ -196,9 +194,7 @@ def test_a_zero_probability_is_no_veto_and_the_report_is_json() -> None:
         ({"a": np.ones((2, 2))}, [0, 1], [0]),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(
-    p: dict[str, Floats], gold_rows: list[int], folds: list[int]
-) -> None:
+def test_shapes_that_do_not_fit_are_refused(p: dict[str, Floats], gold_rows: list[int], folds: list[int]) -> None:
     with pytest.raises(InputError):
         fit_label_model(p, gold_rows, ["x", "y"], folds=folds)
 

@@ -181,6 +181,14 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path: Path):
         Ledger(tmp_path / "l.sqlite")
 
 
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LimbeckError, match=r"cannot use the ledger .*l\.sqlite"):
+        Ledger(tmp_path / "file" / "l.sqlite")
+    with pytest.raises(LimbeckError, match="unable to open"):
+        Ledger(tmp_path)
+
+
 def test_a_ledger_of_another_version_is_refused(tmp_path: Path):
     path = tmp_path / "l.sqlite"
     Ledger(path).close()
@@ -225,9 +233,7 @@ def test_a_killed_process_loses_no_call_it_had_acknowledged(tmp_path: Path):
         "    print(i, flush=True)\n"
     )
     path = tmp_path / "l.sqlite"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
-    ) as child:
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         acknowledged = [int(child.stdout.readline()) for _ in range(200)]
         child.send_signal(signal.SIGKILL)

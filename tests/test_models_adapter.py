@@ -166,9 +166,7 @@ def test_the_prompt_is_shorter_than_dspys():
 
 # -- reading answers -----------------------------------------------------------------------------------------
 
-WORDS = st.text(
-    st.characters(codec="utf-8", exclude_characters="[]\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), min_size=1
-)
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="[]\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), min_size=1)
 
 
 @settings(deadline=None)
@@ -277,9 +275,7 @@ def test_a_rationale_and_two_closed_fields_with_the_embedded_model(embedded_lm: 
         "angry": ["False", "True"],
     }
     assert all(sum(p.values()) == pytest.approx(1) for p in probabilities.values())
-    assert prediction.sentiment == max(
-        probabilities["sentiment"], key=lambda k: probabilities["sentiment"][k]
-    )
+    assert prediction.sentiment == max(probabilities["sentiment"], key=lambda k: probabilities["sentiment"][k])
     assert str(prediction.angry) == max(probabilities["angry"], key=lambda k: probabilities["angry"][k])
     assert probability_source(prediction) == "exact"
 
@@ -384,9 +380,7 @@ def test_soft_labels_become_one_completion_each():
     predictor = dspy.Predict(Sort)
     predictor.demos = [dspy.Example(text="a", label="other")]
     soft = {"card lost": 1.5, "other": 0.5, "card arrival": 0.0}
-    row = render(
-        predictor, adapter=ADAPTER, inputs={"text": "x"}, outputs={"label": "other"}, soft=soft, weight=2
-    )
+    row = render(predictor, adapter=ADAPTER, inputs={"text": "x"}, outputs={"label": "other"}, soft=soft, weight=2)
     assert row.completions == (("card lost", 0.75), ("other", 0.25), ("card arrival", 0.0))
     assert [content for role, content in row.messages if role == "assistant"] == ["other"]
     assert row.weight == 2

@@ -232,9 +232,7 @@ def test_sixteen_threads_of_evaluate_become_batches(counting: Counting, ledger: 
     program = dspy.Predict("text -> reply")
     rows = [dspy.Example(text=f"the card {i}", reply="x").with_inputs("text") for i in range(32)]
     lm = LM("tiny", counting, ledger=ledger, max_tokens=4)
-    evaluate = dspy.Evaluate(
-        devset=rows, metric=lambda e, p, t=None: 1.0, num_threads=16, display_progress=False
-    )
+    evaluate = dspy.Evaluate(devset=rows, metric=lambda e, p, t=None: 1.0, num_threads=16, display_progress=False)
 
     with dspy.context(lm=lm, adapter=CompactAdapter()):
         assert evaluate(program).score == 100
@@ -242,12 +240,17 @@ def test_sixteen_threads_of_evaluate_become_batches(counting: Counting, ledger: 
     assert counting.most_together > 4
 
 
-@pytest.mark.parametrize(
-    "setting", [{"tools": ["x"]}, {"logprobs": True}, {"response_format": {"type": "json"}}]
-)
+@pytest.mark.parametrize("setting", [{"tools": ["x"]}, {"logprobs": True}, {"response_format": {"type": "json"}}])
 def test_a_setting_that_cannot_be_honoured_is_refused(tiny: TorchBackend, setting: dict[str, Any]):
     with pytest.raises(ModelError, match=next(iter(setting))):
         LM("tiny", tiny)("the card", **setting)
+
+
+def test_none_asks_for_nothing(counting: Counting):
+    LM("tiny", counting, temperature=0.7, max_tokens=2)("the card", temperature=None, max_tokens=None)
+    sent = counting.requests[0]
+    assert isinstance(sent, GenerateRequest)
+    assert (sent.temperature, sent.max_tokens) == (0.7, 2)
 
 
 def test_pictures_are_refused():

@@ -42,9 +42,7 @@ class Waits(list[float]):
         self.append(seconds)
 
 
-def lm_at(
-    url: str, waits: Waits | None = None, timeout: float = 30, name: str = "openai/m", **options: Any
-) -> LM:
+def lm_at(url: str, waits: Waits | None = None, timeout: float = 30, name: str = "openai/m", **options: Any) -> LM:
     backend = OpenAIBackend(name, api_base=url, timeout=timeout)
     return LM(name, backend, sleep=waits if waits is not None else Waits(), **options)
 
@@ -216,6 +214,12 @@ def test_the_key_is_in_no_ledger_history_or_error(tmp_path: Path):
     assert caught.value.__cause__ is None
 
 
+def test_a_password_in_the_address_is_shown_nowhere():
+    with pytest.raises(CallFailed) as caught:
+        lm_at("http://me:hunter2@127.0.0.1:1/v1?token=hunter2", retries=0)("Hello")
+    assert "hunter2" not in str(caught.value)
+
+
 # -- probabilities -------------------------------------------------------------------------------------------
 
 
@@ -306,9 +310,7 @@ def test_a_single_closed_field_is_scored_with_one_call():
             prediction = judge(review="Bad.")
     assert prediction.mood == "negative"
     assert probability_source(prediction) == "logprobs"
-    assert label_probabilities(prediction)["mood"]["negative"] == pytest.approx(
-        1 / (1 + math.exp(-1.6)), abs=1e-5
-    )
+    assert label_probabilities(prediction)["mood"]["negative"] == pytest.approx(1 / (1 + math.exp(-1.6)), abs=1e-5)
     assert len(server.bodies) == 1
 
 

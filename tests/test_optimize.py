@@ -137,9 +137,7 @@ def test_every_optimizer_finds_the_better_prompt_and_saves_it(
 ) -> None:
     task, path = colour_task(), tmp_path / "program.json"
     split, lm = split_of(task), scripted()
-    compiled = compile_program(
-        task, split, lm, optimizer=optimizer, adapter=ADAPTER, reflection_lm=lm, seed=0
-    )
+    compiled = compile_program(task, split, lm, optimizer=optimizer, adapter=ADAPTER, reflection_lm=lm, seed=0)
     assert (compiled.kept, compiled.optimizer, compiled.notes) == (True, optimizer.name, ())
     assert (compiled.baseline_score, compiled.compiled_score) == (0.5, 1.0)
     assert compiled.paired is not None
@@ -179,9 +177,7 @@ def test_of_equal_candidates_the_shorter_prompt_is_taken() -> None:
     pair = for_effort("quick", task)
     assert [one.name for one in pair] == ["labeled", "labeled-short"]
     steps: list[tuple[str, int, int]] = []
-    compiled = compile_program(
-        task, split_of(task), lm, adapter=ADAPTER, progress=lambda *step: steps.append(step)
-    )
+    compiled = compile_program(task, split_of(task), lm, adapter=ADAPTER, progress=lambda *step: steps.append(step))
     assert compiled.scores == {"uncompiled": 0.5, "labeled": 1.0, "labeled-short": 1.0}
     assert "flatters" in compiled.notes[-1]
     assert steps[-1] == ("labeled-short", 12, 12)

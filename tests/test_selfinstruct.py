@@ -15,7 +15,7 @@ from scripted import scripted
 from limbeck.compile.label import Labeler
 from limbeck.compile.rouge import RougeIndex, lcs, rouge_l
 from limbeck.compile.selfinstruct import InputFilter, SelfInstructConfig, SelfInstructed, self_instruct
-from limbeck.compile.synthesize import Source
+from limbeck.compile.source import Source
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import StageEmpty
 from limbeck.metrics import default_metric
@@ -42,9 +42,7 @@ def source(**more: Any) -> Source:
 
 
 def labeler(lm: Any, blocks: tuple[int, ...] = (0, 1)) -> Labeler:
-    signature = build_signature(
-        [FieldSpec("question")], [FieldSpec("answer", float)], "Answer with the number."
-    )
+    signature = build_signature([FieldSpec("question")], [FieldSpec("answer", float)], "Answer with the number.")
     programs = {block: dspy.Predict(signature) for block in blocks}
     checks = (HoldsNumber("answer"),)
     metric = default_metric({"answer": "number"})
@@ -105,10 +103,7 @@ def test_rules_that_gold_rows_break_give_way() -> None:
     rules = InputFilter(["two maps", "long " * 200], SelfInstructConfig())
     assert rules.reason("three people") == ""
     assert rules.reason("word " * 180) == ""
-    assert (
-        InputFilter(["a map of the town please"], SelfInstructConfig()).reason("fold that map for me now")
-        == ""
-    )
+    assert InputFilter(["a map of the town please"], SelfInstructConfig()).reason("fold that map for me now") == ""
 
 
 def test_prompts_hold_eight_demonstrations_two_of_them_generated_none_of_the_block() -> None:
@@ -154,9 +149,7 @@ def test_answers_that_no_sample_can_give_are_rejected() -> None:
 
 
 def test_the_same_seed_gives_the_same_records() -> None:
-    one, two = (
-        run(scripted(lambda r: lines(r) if is_writing(r) else "5")[0], total=8, seed=3) for _ in range(2)
-    )
+    one, two = (run(scripted(lambda r: lines(r) if is_writing(r) else "5")[0], total=8, seed=3) for _ in range(2))
     assert one.records == two.records
 
 
@@ -172,7 +165,7 @@ def test_calls_are_bounded_and_an_empty_stage_says_why() -> None:
 
 
 def test_the_embedded_model_writes_and_answers() -> None:
-    lm = connect("embedded")
+    lm = connect("embedded", max_tokens=12)
     asked = source(folds=())
     progress: list[tuple[str, int, int]] = []
     done = self_instruct(

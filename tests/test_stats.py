@@ -127,10 +127,7 @@ def test_a_sure_and_wrong_model_has_the_largest_error():
 def test_a_difference_of_the_smallest_detectable_size_is_found_in_four_of_five():
     rng = np.random.default_rng(1)
     size = smallest_detectable([0.3, -0.3] * 50, [0.0] * 100)
-    found = [
-        paired_bootstrap(rng.normal(size, 0.3, 100).tolist(), [0.0] * 100, i, resamples=400).p
-        for i in range(200)
-    ]
+    found = [paired_bootstrap(rng.normal(size, 0.3, 100).tolist(), [0.0] * 100, i, resamples=400).p for i in range(200)]
     assert 0.7 <= np.mean([p < 0.05 for p in found]) <= 0.9
 
 
@@ -139,17 +136,13 @@ def test_systems_that_never_disagree_have_a_smallest_detectable_difference_above
 
 
 @pytest.mark.parametrize("bad", [[], [float("nan")], [float("inf"), 1.0]])
-@pytest.mark.parametrize(
-    "measure", [lambda x: mean_ci(x), lambda x: paired_bootstrap(x, x), lambda x: ece(x, x)]
-)
+@pytest.mark.parametrize("measure", [lambda x: mean_ci(x), lambda x: paired_bootstrap(x, x), lambda x: ece(x, x)])
 def test_no_scores_and_no_numbers_are_refused(bad: list[float], measure):
     with pytest.raises(ValueError, match="score"):
         measure(bad)
 
 
-@pytest.mark.parametrize(
-    ("compare", "sizes"), list(product([paired_bootstrap, mcnemar, ece], [(1, 2), (3, 2)]))
-)
+@pytest.mark.parametrize(("compare", "sizes"), list(product([paired_bootstrap, mcnemar, ece], [(1, 2), (3, 2)])))
 def test_unequal_lengths_are_refused(compare, sizes: tuple[int, int]):
     with pytest.raises(ValueError, match=r"same rows|one answer"):
         compare([1.0] * sizes[0], [1.0] * sizes[1])

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from scripted import scripted
 
 from limbeck.compile.attributes import Attributes, lengths_of, propose
-from limbeck.compile.synthesize import Source, Synthesis, SynthesisConfig, label_counts, synthesize
+from limbeck.compile.source import Source, source_of
+from limbeck.compile.synthesize import Synthesis, SynthesisConfig, label_counts, synthesize
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.models import CompactAdapter, connect
 from limbeck.programs.generate import ANY_STYLE, Condition, InputWriter, TopicProposer, numbered, parse_lines
 from limbeck.records import Provenance, Record
+from limbeck.task import task_from_labels
 
 ROWS = [
     ("Who wrote Hamlet ?", "HUM"),
@@ -32,16 +34,12 @@ MEANINGS = {"HUM": "asks for a person", "LOC": "asks for a place"}
 
 
 def source(**more: Any) -> Source:
-    given = {"folds": (0, 1, 2, 0, 1, 2), "meanings": MEANINGS, **more}
-    return Source(
-        {"text": str}, "Choose the type.", GOLD, label_field="label", labels=("HUM", "LOC"), **given
-    )
+    given: dict[str, Any] = {"folds": (0, 1, 2, 0, 1, 2), "meanings": MEANINGS, **more}
+    return Source({"text": str}, "Choose the type.", GOLD, label_field="label", labels=("HUM", "LOC"), **given)
 
 
 def run(lm: Any, src: Source | None = None, **config: Any) -> Synthesis:
-    return synthesize(
-        src or source(), lm=lm, adapter=CompactAdapter(), config=SynthesisConfig(topics=False, **config)
-    )
+    return synthesize(src or source(), lm=lm, adapter=CompactAdapter(), config=SynthesisConfig(topics=False, **config))
 
 
 def new_lines(request: GenerateRequest) -> str:
@@ -93,7 +91,7 @@ def test_attributes_are_dealt_evenly_and_by_seed() -> None:
 
 
 def test_lengths_are_those_of_the_real_rows() -> None:
-    assert lengths_of([row.inputs["text"] for row in GOLD]) == (4, 6, 9)
+    assert lengths_of([row.inputs["text"] for row in GOLD]) == (4, 5, 7)
     assert lengths_of(["a b"] * 3) == (2,)
 
 
@@ -168,11 +166,11 @@ def test_calls_are_bounded() -> None:
     assert done.calls == len(backend.requests) == 7
 
 
-def test_a_wave_without_anything_new_is_the_last() -> None:
+def test_calls_in_a_row_without_anything_new_end_the_stage() -> None:
     lm, backend = scripted(lambda request: "1. Who came?\n2. Who came?")
-    done = run(lm, total=20, per_call=2)
+    done = run(lm, total=20, per_call=2, patience=12, max_calls=500)
     assert sum(done.new.values()) == 1
-    assert len(backend.requests) < 20
+    assert len(backend.requests) == 10 + 10 + 10
 
 
 def test_nothing_usable_ends_the_stage_with_the_reason() -> None:
@@ -201,9 +199,7 @@ def test_several_input_columns_are_written_one_row_a_call() -> None:
     rows = [({"style": f"note {i}", "question": f"is it {i} ?"}, "yes" if i % 2 else "no") for i in range(4)]
     gold = tuple(Record(inputs, {"label": y}, Provenance("gold")) for inputs, y in rows)
     src = Source({"style": str, "question": str}, "Answer.", gold, (), "label", ("yes", "no"))
-    lm, backend = scripted(
-        lambda r: f"[[ ## style ## ]]\nnote {r.seed}\n\n[[ ## question ## ]]\nis it {r.seed} ?"
-    )
+    lm, backend = scripted(lambda r: f"[[ ## style ## ]]\nnote {r.seed}\n\n[[ ## question ## ]]\nis it {r.seed} ?")
     done = run(lm, src, total=4)
     assert {tuple(r.inputs) for r in done.records} == {("style", "question")}
     assert done.calls == 4
@@ -211,6 +207,19 @@ def test_several_input_columns_are_written_one_row_a_call() -> None:
     assert ("assistant", "[[ ## style ## ]]\nnote 0\n\n[[ ## question ## ]]\nis it 0 ?") in [
         message for request in backend.requests for message in request.messages
     ]
+
+
+def test_a_task_says_what_its_writers_know() -> None:
+    rows = [{"text": text, "label": label} for text, label in ROWS]
+    task = task_from_labels(rows, output="label", label_descriptions=MEANINGS)
+    found = source_of(task, task.examples, (0, 1, 2, 0, 1, 2))
+    assert found.fields == {"text": str}
+    assert (found.labels, found.label_field, dict(found.meanings)) == (("HUM", "LOC"), "label", MEANINGS)
+    assert [(r.inputs["text"], r.outputs["label"], r.provenance.block) for r in found.gold] == [
+        (text, label, i % 3) for i, (text, label) in enumerate(ROWS)
+    ]
+    assert found.blocks == (0, 1, 2)
+    assert source_of(task, task.examples).blocks == (-1,)
 
 
 def test_long_inputs_are_not_written_as_lines() -> None:
@@ -223,9 +232,7 @@ def test_long_inputs_are_not_written_as_lines() -> None:
 def test_topics_are_asked_for_once_a_label_and_a_poor_answer_falls_back() -> None:
     def answer(request: GenerateRequest) -> str:
         if "label: HUM" in request.messages[-1][1]:
-            return (
-                "1. Music.\n2. sports\n3. the kings of old\n4. who was the first man on the moon ?\n5. music"
-            )
+            return "1. Music.\n2. sports\n3. the kings of old\n4. who was the first man on the moon ?\n5. music"
         return "I cannot do that"
 
     lm, backend = scripted(answer)
@@ -247,9 +254,7 @@ def test_the_embedded_model_writes_new_texts_for_both_labels() -> None:
     lm = connect("embedded")
     config = SynthesisConfig(total=4, per_call=2, demos=2, other_labels=1, temperature=0.7, topics=True)
     progress: list[tuple[int, int]] = []
-    done = synthesize(
-        source(), lm=lm, adapter=CompactAdapter(), config=config, progress=lambda *p: progress.append(p)
-    )
+    done = synthesize(source(), lm=lm, adapter=CompactAdapter(), config=config, progress=lambda *p: progress.append(p))
     assert {r.outputs["label"] for r in done.records} == {"HUM", "LOC"}
     assert sum(done.new.values()) >= 2
     assert all(r.inputs["text"].strip() and "\n" not in r.inputs["text"] for r in done.records)

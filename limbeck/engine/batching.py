@@ -59,9 +59,7 @@ class Gatherer(Generic[Job]):
     `run(jobs)` gets (job, future) pairs and sets each future; what it raises goes to the futures left open.
     """
 
-    def __init__(
-        self, run: Callable[[list[tuple[Job, Future[Any]]]], None], *, wait_ms: float, most: int
-    ) -> None:
+    def __init__(self, run: Callable[[list[tuple[Job, Future[Any]]]], None], *, wait_ms: float, most: int) -> None:
         self._run = run
         self._wait = wait_ms / 1000
         self._most = most

@@ -48,9 +48,7 @@ def encode(texts: Sequence[str]) -> Vectors | None:
 
 
 @torch.inference_mode()
-def _pooled(
-    model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device, size: int, limit: int
-) -> Vectors:
+def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device, size: int, limit: int) -> Vectors:
     out = np.zeros((len(texts), size), dtype=np.float32)
     if not texts:
         return out

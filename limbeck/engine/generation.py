@@ -82,9 +82,7 @@ def generate_batch(
         decoding.run(logits, lambda k, g, b=batch: deliver(b[k], g))
 
 
-def _start(
-    prefixes: PrefixCache, chat: Chat, drafts: Sequence[Draft], pack_tokens: int
-) -> tuple[Tensor, _Decoding]:
+def _start(prefixes: PrefixCache, chat: Chat, drafts: Sequence[Draft], pack_tokens: int) -> tuple[Tensor, _Decoding]:
     """Prefill the drafts and lay their rows side by side; the packed keys and values are freed on return."""
     logits, parts = _prefill(prefixes, drafts, pack_tokens)
     return logits, _Decoding(prefixes, chat, drafts, parts)
@@ -114,9 +112,7 @@ def _prefill(prefixes: PrefixCache, drafts: Sequence[Draft], pack_tokens: int) -
 class _Decoding:
     """Rows that write side by side; finished ones leave the batch once half of it has finished."""
 
-    def __init__(
-        self, prefixes: PrefixCache, chat: Chat, drafts: Sequence[Draft], rows: Sequence[Row]
-    ) -> None:
+    def __init__(self, prefixes: PrefixCache, chat: Chat, drafts: Sequence[Draft], rows: Sequence[Row]) -> None:
         self._chat = chat
         self._drafts = list(drafts)
         self._device = prefixes.device
@@ -168,9 +164,7 @@ def choose(drafts: Sequence[Draft], logits: Tensor) -> list[int]:
     """Return each draft's next token: the likeliest at temperature 0, else by its own draw."""
     greedy = logits.argmax(dim=-1).tolist()
     return [
-        token
-        if draft.request.temperature <= 0 or len(draft.written) >= draft.max_tokens
-        else _sample(draft, row)
+        token if draft.request.temperature <= 0 or len(draft.written) >= draft.max_tokens else _sample(draft, row)
         for draft, row, token in zip(drafts, logits, greedy, strict=True)
     ]
 

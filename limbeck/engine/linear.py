@@ -49,6 +49,7 @@ def fit_linear(
     """
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     x = np.asarray(features_N_D, dtype=np.float64)
     y = np.asarray(labels_N, dtype=np.int64)
@@ -56,5 +57,7 @@ def fit_linear(
     scale = x.std(axis=0) + 1e-6 if standardize else np.ones(x.shape[1])
     one = len(np.unique(y)) < 2
     model: Any = DummyClassifier(strategy="prior") if one else LogisticRegression(C=strength, max_iter=2000)
-    model.fit((x - mean) / scale, y, sample_weight=None if weights_N is None else np.asarray(weights_N))
+    # Fits of tens of rows are far slower on many threads than on one.
+    with threadpool_limits(1):
+        model.fit((x - mean) / scale, y, sample_weight=None if weights_N is None else np.asarray(weights_N))
     return LinearClassifier(model, np.asarray(model.classes_), n_classes, mean, scale)

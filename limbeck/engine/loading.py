@@ -180,18 +180,14 @@ def _existing_file(path: Path) -> Path:
 def _weight_files(folder: Path) -> list[Path]:
     files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"), *folder.glob("config.json")]
     if not any(path.name != "config.json" for path in files):
-        raise ModelError(
-            f"no weights in {str(folder)!r}", valid="a folder with config.json and *.safetensors"
-        )
+        raise ModelError(f"no weights in {str(folder)!r}", valid="a folder with config.json and *.safetensors")
     return files
 
 
 def _adapter_files(adapter: Path) -> list[Path]:
     files = [*adapter.glob("adapter_model.*"), *adapter.glob("adapter_config.json")]
     if len(files) < 2:
-        raise ModelError(
-            f"no adapter in {str(adapter)!r}", valid="a PEFT folder: adapter_config.json and weights"
-        )
+        raise ModelError(f"no adapter in {str(adapter)!r}", valid="a PEFT folder: adapter_config.json and weights")
     return files
 
 
@@ -271,7 +267,8 @@ def _load_weights(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedMode
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = _loading(name, lambda: AutoTokenizer.from_pretrained(str(folder)))
+    auto: Any = AutoTokenizer
+    tokenizer = _loading(name, partial(auto.from_pretrained, str(folder)))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -281,7 +278,8 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     _adapter_files(adapter)
-    return _loading(str(adapter), lambda: PeftModel.from_pretrained(cast(Any, model), str(adapter)))
+    attach: Any = PeftModel.from_pretrained
+    return _loading(str(adapter), partial(attach, model, str(adapter)))
 
 
 def _loading(name: str, load: Callable[[], Any]) -> Any:

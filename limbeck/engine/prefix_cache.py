@@ -54,9 +54,7 @@ class _GrowingLayer(DynamicLayer):
             self.lazy_initialization(*buffers)
             self._show()
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append the new states; return all states so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -95,9 +93,7 @@ class Context:
         context = cls.__new__(cls)
         longest = max(map(row_length, rows))
         layers = range(len(rows[0][0][0].layers))
-        buffers = [
-            tuple(_gathered(rows, layer, which, longest, room) for which in (0, 1)) for layer in layers
-        ]
+        buffers = [tuple(_gathered(rows, layer, which, longest, room) for which in (0, 1)) for layer in layers]
         context._take(model, buffers, longest)
         return context
 
@@ -166,9 +162,7 @@ def _reserved(states: Tensor, length: int, room: int) -> Tensor:
     return buffer
 
 
-def _widened(
-    buffers: tuple[Tensor, Tensor] | None, like: Tensor, length: int, size: int
-) -> tuple[Tensor, Tensor]:
+def _widened(buffers: tuple[Tensor, Tensor] | None, like: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
     """Return buffers of `size` tokens that begin with the first `length` states of the old ones."""
     if buffers is None:
         batch, heads, _, width = like.shape
@@ -199,9 +193,7 @@ class PrefixCache:
     model: Any
     device: torch.device
     capacity: int
-    _entries: OrderedDict[tuple[int, ...], KeyValues] = field(
-        default_factory=OrderedDict[tuple[int, ...], KeyValues]
-    )
+    _entries: OrderedDict[tuple[int, ...], KeyValues] = field(default_factory=OrderedDict[tuple[int, ...], KeyValues])
 
     def get(self, ids: tuple[int, ...]) -> tuple[KeyValues, int]:
         """Return the prefix's keys and values, and how many of its tokens were kept from earlier."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 
 _SIZE = 512
-_ROUNDS = 5
+_ROUNDS = 30
 
 
 def set_threads() -> int:
@@ -38,17 +39,21 @@ def best_dtype(device: torch.device) -> torch.dtype:
 def _measured_dtype(kind: str) -> torch.dtype:
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = product_seconds((torch.float32, torch.bfloat16))
     # Below 1.2x the coarser numbers are not worth it.
     return torch.bfloat16 if seconds[torch.bfloat16] * 1.2 < seconds[torch.float32] else torch.float32
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    left = torch.ones(_SIZE // 4, _SIZE, dtype=dtype)
-    right = torch.ones(_SIZE, _SIZE, dtype=dtype)
-    best = float("inf")
+def product_seconds(dtypes: Sequence[torch.dtype]) -> dict[torch.dtype, float]:
+    """Return the best time in seconds of one small matrix product in each number type.
+
+    They take turns, so that other programs on the machine slow all of them alike.
+    """
+    pairs = {d: (torch.ones(_SIZE // 4, _SIZE, dtype=d), torch.ones(_SIZE, _SIZE, dtype=d)) for d in dtypes}
+    best = dict.fromkeys(dtypes, float("inf"))
     for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
+        for dtype, (left, right) in pairs.items():
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
     return best

@@ -20,9 +20,9 @@ from limbeck.engine.tree import TokenForest, log_probabilities
 # Tries of at most this many inner nodes run whole: a second pass would cost more than the tokens saved.
 WHOLE_NODES = 24
 # Branches one search opens at once: fewer mean more passes, more mean wasted tokens.
-_WIDTH = 4
+_WIDTH = 16
 # The search may leave this share of the mass unopened.
-_OPEN_MASS = 0.02
+_OPEN_MASS = 0.05
 
 
 @dataclass
@@ -156,9 +156,7 @@ def score_batch(
         _score_pack(forest, {i: queries[i] for i in pack}, deliver)
 
 
-def _score_pack(
-    forest: TokenForest, queries: dict[int, Query], deliver: Callable[[int, Scores], None]
-) -> None:
+def _score_pack(forest: TokenForest, queries: dict[int, Query], deliver: Callable[[int, Scores], None]) -> None:
     opened: list[tuple[Query, int]] = []
     for query in queries.values():
         query.place[0] = forest.append(query.prompt.ids[query.prompt.shared :])

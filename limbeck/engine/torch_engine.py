@@ -122,9 +122,7 @@ class TorchEngine:
 
     def _prompt(self, messages: Sequence[Message], assistant_prefix: str) -> Prompt:
         prompt = self.chat.prompt(messages)
-        return (
-            replace(prompt, ids=prompt.ids + self.chat.ids(assistant_prefix)) if assistant_prefix else prompt
-        )
+        return replace(prompt, ids=prompt.ids + self.chat.ids(assistant_prefix)) if assistant_prefix else prompt
 
     def _draft(self, request: GenerateRequest) -> Draft:
         prompt = self._prompt(request.messages, request.assistant_prefix)

@@ -113,14 +113,13 @@ class CompactAdapter(ChatAdapter):
     def _by_field(
         self, lm: LM, lm_kwargs: Mapping[str, Any], signature: Any, messages: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        decoding = Decoding.of({**lm.kwargs, **lm_kwargs})
+        decoding = Decoding.of(lm.kwargs, lm_kwargs)
         if decoding.n == 1:
             return [_Answering(self, lm, lm_kwargs, decoding, signature, messages, 0).run()]
         # Together, so that a local engine answers the samples in one batch.
         with ThreadPoolExecutor(min(decoding.n, 16)) as pool:
             answers = [
-                _Answering(self, lm, lm_kwargs, decoding, signature, messages, sample)
-                for sample in range(decoding.n)
+                _Answering(self, lm, lm_kwargs, decoding, signature, messages, sample) for sample in range(decoding.n)
             ]
             jobs = [pool.submit(contextvars.copy_context().run, answer.run) for answer in answers]
             return [job.result() for job in jobs]
@@ -322,13 +321,10 @@ def render(
     signature = predictor if isinstance(predictor, type) else predictor.signature
     shown = list(getattr(predictor, "demos", []) if demos is None else demos)
     messages = tuple(
-        (str(message["role"]), str(message["content"]))
-        for message in adapter.format(signature, shown, dict(inputs))
+        (str(message["role"]), str(message["content"])) for message in adapter.format(signature, shown, dict(inputs))
     )
     answers = [(dict(outputs), 1.0)] if soft is None else _soft_outputs(signature, outputs, soft)
-    completions = tuple(
-        (adapter.format_assistant_message_content(signature, answer), mass) for answer, mass in answers
-    )
+    completions = tuple((adapter.format_assistant_message_content(signature, answer), mass) for answer, mass in answers)
     return Rendered(messages, completions, weight)
 
 

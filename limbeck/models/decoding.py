@@ -37,13 +37,16 @@ class Decoding:
     assistant_prefix: str = ""
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Decoding:
-        """Read DSPy's keyword arguments; raises ModelError for one that nothing here can honour.
+    def of(cls, *layers: Mapping[str, Any]) -> Decoding:
+        """Read DSPy's keyword arguments, later layers over earlier ones; None and False ask for nothing.
+
+        Raises ModelError for a setting that nothing here can honour.
 
         >>> Decoding.of({"temperature": 0.7, "n": 3, "stop": "END"}).stop
         ('END',)
         """
-        given = {k: v for k, v in settings.items() if v is not None and v is not False and k not in _IGNORED}
+        items = [item for settings in layers for item in settings.items()]
+        given = {k: v for k, v in items if v is not None and v is not False and k not in _IGNORED}
         if unknown := sorted(set(given) - _KNOWN):
             raise ModelError(
                 f"limbeck.LM cannot honour the setting {unknown[0]!r}",

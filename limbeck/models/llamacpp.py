@@ -54,13 +54,11 @@ class LlamaCppBackend:
         self.name = f"gguf:{self.path}"
         self.fingerprint = f"{generator}/{file_fingerprint([self.path])}"
         self.generator, self.slots, self.context_tokens = generator, slots, context_tokens
+        self._needed = self.path.stat().st_size * _GROWTH
+        # Decided once: a run must not score some rows and generate others as memory comes and goes.
+        self.supports_score = self._needed < _free_memory()
         self._threads = threads or os.cpu_count() or 1
         self._loading = threading.Lock()
-
-    @property
-    def supports_score(self) -> bool:
-        """Whether the dequantized weights are loaded or fit the memory."""
-        return "_engine" in self.__dict__ or self.path.stat().st_size * _GROWTH < _free_memory()
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Answer one request; raises ModelError where the prompt is too long or the file cannot be run."""
@@ -80,10 +78,7 @@ class LlamaCppBackend:
     def score(self, request: ScoreRequest) -> Scores:
         """Return log p of every candidate under the dequantized weights."""
         if not self.supports_score:
-            need, free = self.path.stat().st_size * _GROWTH / 1e9, _free_memory() / 1e9
-            raise ScoresUnavailable(
-                f"scoring with {self.name} needs {need:.1f} GB of memory, {free:.1f} are free"
-            )
+            raise ScoresUnavailable(f"scoring with {self.name} needs {self._needed / 1e9:.1f} GB of memory")
         return self._torch().score(request)
 
     def _torch(self) -> TorchEngine:

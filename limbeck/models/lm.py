@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import datetime
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +33,7 @@ from limbeck.ledger import CallRow, Ledger
 from limbeck.models.backend import Backend, LabelScores, ScoresUnavailable, Transient
 from limbeck.models.budget import Budget
 from limbeck.models.decoding import Decoding, as_messages, from_lm15
+from limbeck.models.history import history_entry, usage_of
 from limbeck.models.labels import plain
 from limbeck.models.retries import retrying
 from limbeck.records import stable_hash
@@ -159,9 +158,7 @@ class LM(dspy.LM):
     def dump_state(self) -> dict[str, Any]:
         """Return a state that plain DSPy can load; limbeck sets its own LM on a loaded program anyway."""
         state = {LM_CLASS_STATE_KEY: "dspy.clients.lm.LM", "model": self.model, "model_type": self.model_type}
-        decoding = {
-            k: self.kwargs[k] for k in ("temperature", "max_tokens") if self.kwargs.get(k) is not None
-        }
+        decoding = {k: self.kwargs[k] for k in ("temperature", "max_tokens") if self.kwargs.get(k) is not None}
         try:
             dspy.LM(self.model, provider=Provider(), **decoding)
         except dspy.LMConfigurationError:  # a reasoning model takes DSPy's own limits only
@@ -196,7 +193,7 @@ class LM(dspy.LM):
             kwargs = {**asked, **kwargs, "n": 1}
         else:
             pairs = as_messages(messages if messages else [("user", str(prompt))])
-        decoding = Decoding.of({**self.kwargs, **kwargs})
+        decoding = Decoding.of(self.kwargs, kwargs)
         answers = self._samples(pairs, decoding)
         responses = tuple(self._response(answer.row) for answer in answers)
         outputs = [str(answer.row.response["text"]) for answer in answers]
@@ -211,7 +208,7 @@ class LM(dspy.LM):
         The adapter's door: unlike a call with `n`, it names the sample, so that the fields of one answer
         belong to the same one.
         """
-        pairs, decoding = as_messages(messages), Decoding.of({**self.kwargs, **settings})
+        pairs, decoding = as_messages(messages), Decoding.of(self.kwargs, settings)
         answer = self._generate(pairs, decoding, sample)
         text = str(answer.row.response["text"])
         self._remember(pairs, settings, [answer], [text], response=(self._response(answer.row),))
@@ -224,8 +221,7 @@ class LM(dspy.LM):
         context = contextvars.copy_context
         with ThreadPoolExecutor(min(decoding.n, 16)) as pool:
             jobs = [
-                pool.submit(context().run, self._generate, messages, decoding, sample)
-                for sample in range(decoding.n)
+                pool.submit(context().run, self._generate, messages, decoding, sample) for sample in range(decoding.n)
             ]
             return [job.result() for job in jobs]
 
@@ -299,15 +295,11 @@ class LM(dspy.LM):
 
         answer = self._once("score", shown, make, _rough_tokens(request), 1)
         stored = answer.row.response
-        scores = LabelScores(
-            dict(zip(request.candidates, stored["probabilities"], strict=True)), str(stored["source"])
-        )
+        scores = LabelScores(dict(zip(request.candidates, stored["probabilities"], strict=True)), str(stored["source"]))
         self._remember(request.messages, {"candidates": request.candidates}, [answer], [scores.best])
         return scores
 
-    def _vote(
-        self, messages: tuple[Message, ...], prefix: str, candidates: Sequence[str], votes: int
-    ) -> LabelScores:
+    def _vote(self, messages: tuple[Message, ...], prefix: str, candidates: Sequence[str], votes: int) -> LabelScores:
         decoding = Decoding.of(self.kwargs)
         decoding = replace(
             decoding,
@@ -322,9 +314,7 @@ class LM(dspy.LM):
         named = {plain(label): label for label in candidates}
         counts = Counter(named[plain(text)] for text in texts if plain(text) in named)
         if not counts:
-            raise ScoresUnavailable(
-                f"none of {votes} answers of {self.model} is one of the labels: {texts[0]!r}"
-            )
+            raise ScoresUnavailable(f"none of {votes} answers of {self.model} is one of the labels: {texts[0]!r}")
         heard = counts.total()
         return LabelScores({label: counts[label] / heard for label in candidates}, f"votes:{heard}")
 
@@ -376,8 +366,6 @@ class LM(dspy.LM):
 
         return retrying(call, self.model, retries=self.retries, sleep=self._sleep, report=report)
 
-    # -- history ---------------------------------------------------------------------------------------------
-
     def _remember(
         self,
         messages: tuple[Message, ...],
@@ -388,36 +376,13 @@ class LM(dspy.LM):
     ) -> None:
         """Record the call where DSPy looks for it: the usage tracker and the histories."""
         paid = [answer.row for answer in answers if not answer.hit]
-        tokens_in, tokens_out = sum(r.tokens_in for r in paid), sum(r.tokens_out for r in paid)
-        usage = {
-            "prompt_tokens": tokens_in,
-            "completion_tokens": tokens_out,
-            "total_tokens": tokens_in + tokens_out,
-        }
-        if paid and settings.usage_tracker:
+        usage = usage_of(paid)
+        if usage and settings.usage_tracker:
             settings.usage_tracker.add_usage(self.model, usage)
-        if settings.disable_history:
-            return
-        costs = [row.usd for row in paid]
-        entry = {
-            "prompt": None,
-            "messages": [{"role": role, "content": content} for role, content in messages],
-            "kwargs": dict(kwargs),
-            "response": None,
-            "outputs": outputs,
-            "usage": usage if paid else {},
-            "calls": [
-                answer.row for answer in answers
-            ],  # also those the ledger answered: evaluation reads them
-            "cost": None if None in costs else sum(cost or 0.0 for cost in costs),
-            "timestamp": datetime.datetime.now().isoformat(),
-            "uuid": str(uuid.uuid4()),
-            "model": self.model,
-            "response_model": self.model,
-            "model_type": self.model_type,
-            **more,
-        }
-        self.update_history(entry)
+        if not settings.disable_history:
+            entry = history_entry(self.model, messages, kwargs, paid, outputs)
+            # `calls` are the ledger rows, also of what the ledger answered: limbeck.evaluate measures with them.
+            self.update_history({**entry, **more, "calls": [answer.row for answer in answers]})
 
 
 def _rough_tokens(request: GenerateRequest | ScoreRequest) -> int:

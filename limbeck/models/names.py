@@ -44,6 +44,7 @@ def connect(
     >>> connect("embedded").role  # doctest: +SKIP
     'teacher'
     """
+    name = name.rstrip("/") if name.startswith("hf:") else name
     key = stable_hash([name, api_base, str(adapter)])
     with _sharing:
         backend: Backend | None = _shared.get(key)
@@ -63,9 +64,7 @@ def _make(name: str, api_base: str | None, adapter: Path | None) -> Backend:
             raise ModelError(f"{name} runs in this process and has no --api-base", valid="provider/model")
         return _local(name, adapter)
     if adapter is not None:
-        raise ModelError(
-            f"{name} cannot carry the adapter {adapter}", valid="embedded, gguf:PATH, hf:NAME_OR_PATH"
-        )
+        raise ModelError(f"{name} cannot carry the adapter {adapter}", valid="embedded, gguf:PATH, hf:NAME_OR_PATH")
     provider, slash, model = name.partition("/")
     if slash and model and (provider in PROVIDERS or api_base is not None):
         return OpenAIBackend(name, api_base=api_base)

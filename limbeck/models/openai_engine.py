@@ -48,9 +48,7 @@ PROVIDERS = {
     "groq": ProviderInfo("https://api.groq.com/openai/v1", ("GROQ_API_KEY",)),
     "deepseek": ProviderInfo("https://api.deepseek.com/v1", ("DEEPSEEK_API_KEY",), 20, seed=""),
     "xai": ProviderInfo("https://api.x.ai/v1", ("XAI_API_KEY",), 8),
-    "gemini": ProviderInfo(
-        "https://generativelanguage.googleapis.com/v1beta/openai/", ("GEMINI_API_KEY",), seed=""
-    ),
+    "gemini": ProviderInfo("https://generativelanguage.googleapis.com/v1beta/openai/", ("GEMINI_API_KEY",), seed=""),
     "cerebras": ProviderInfo("https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",), 20),
     "ollama": ProviderInfo("http://localhost:11434/v1", (), 20),
     "ollama_chat": ProviderInfo("http://localhost:11434/v1", (), 20),
@@ -79,13 +77,14 @@ class OpenAIBackend:
         self.name, self._info = name, info
         self.base_url = api_base or info.base_url
         local = _is_local(self.base_url)
+        self._shown = _without_secrets(self.base_url)
         self._key = _find_key(name, info.keys, needed=not local)
         self._client = openai.OpenAI(
             api_key=self._key or "none", base_url=self.base_url, max_retries=0, timeout=timeout
         )
         self.reasons = bool(_REASONING.match(self.model.rpartition("/")[2].lower()))
         self.thinking_tokens = _THINKING_TOKENS if self.reasons else 0
-        self.fingerprint = f"openai/{self.base_url}/{self.model}"
+        self.fingerprint = f"openai/{self._shown}/{self.model}"
         self.supports_score = info.top_logprobs > 0 and not self.reasons
         price = None if local else price_of(name)
         self.usd_per_token = (0.0, 0.0) if local else price and (price.usd_in, price.usd_out)
@@ -94,9 +93,7 @@ class OpenAIBackend:
     def generate(self, request: GenerateRequest) -> Generation:
         """Answer one request; raises Transient for 429, 5xx, timeouts and unreadable answers."""
         if request.assistant_prefix:
-            raise ModelError(
-                f"{self.name} cannot go on from a given beginning", valid="an empty assistant_prefix"
-            )
+            raise ModelError(f"{self.name} cannot go on from a given beginning", valid="an empty assistant_prefix")
         body = {**_messages(request.messages), **self._decoding(request)}
         answer = self._send(body)
         choice = answer.choices[0]
@@ -154,18 +151,18 @@ class OpenAIBackend:
         try:
             answer: Any = self._client.chat.completions.create(model=self.model, **body)
             if not getattr(answer, "choices", None):
-                raise Transient(f"{self.base_url} sent no choices")
+                raise Transient(f"{self._shown} sent no choices")
             return answer
         except openai.APIStatusError as error:
             self._refuse(error, asked_logprobs="logprobs" in body)
         except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError) as error:
             what = "timed out" if isinstance(error, openai.APITimeoutError) else self._clean(error)
-            raise Transient(f"{self.base_url}: {what}") from None
+            raise Transient(f"{self._shown}: {what}") from None
 
     def _refuse(self, error: openai.APIStatusError, *, asked_logprobs: bool) -> NoReturn:
         status, text = error.status_code, self._clean(error)
         if status >= 500 or status in (408, 409) or (status == 429 and "insufficient_quota" not in text):
-            raise Transient(f"{self.base_url}: {text}", retry_after=_retry_after(error)) from None
+            raise Transient(f"{self._shown}: {text}", retry_after=_retry_after(error)) from None
         if asked_logprobs and status in (400, 422) and "logprob" in text:
             self.supports_score = False
             raise ScoresUnavailable(f"{self.name} gives no probabilities: {text}") from None
@@ -173,12 +170,10 @@ class OpenAIBackend:
         advice = {
             401: f"check the key in {variables}",
             403: f"check what the key in {variables} may do",
-            404: f"check the model's name {self.model!r} and the address {self.base_url}",
+            404: f"check the model's name {self.model!r} and the address {self._shown}",
             429: f"the account behind {variables} has no credit left",
         }
-        raise ModelError(
-            f"{self.name} refused the call: {text}", hint=advice.get(status, "limbeck doctor")
-        ) from None
+        raise ModelError(f"{self.name} refused the call: {text}", hint=advice.get(status, "limbeck doctor")) from None
 
     def _clean(self, error: Exception) -> str:
         text = str(error) or type(error).__name__
@@ -200,6 +195,13 @@ def _find_key(name: str, variables: Sequence[str], *, needed: bool) -> str:
             hint=f"export {variables[0]}=...",
         )
     return ""
+
+
+def _without_secrets(url: str) -> str:
+    """Return an address without user, password and query, any of which may be a secret."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def _is_local(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import dspy
@@ -25,14 +26,18 @@ from limbeck.compile.label import (
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
 from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
-from limbeck.compile.synthesize import Source, SynthesisConfig, synthesize
+from limbeck.compile.source import Source, source_of
+from limbeck.compile.synthesize import SynthesisConfig, synthesize
 from limbeck.errors import InputError, StageEmpty
 from limbeck.pipeline.context import Context
+from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
 from limbeck.records import Record, read_records, write_records
 
+# Below this many parameters a teacher writes worse when asked for a style.
+_FOLLOWS_STYLES = 5e8
 # A gold answer of the teacher counts as right from this score of the metric on.
 _RIGHT = 0.99
 CANDIDATES, KEPT, REJECTED = "data/candidates.parquet", "data/kept.parquet", "data/rejected.parquet"
@@ -137,18 +142,18 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict
 
 
 def _source(context: Context) -> Source:
-    """Return what a writer of new inputs may know of the task; blocks are kept apart for closed tasks."""
-    task = context.task
-    known = {n: f for p in cast(Any, task.program).predictors() for n, f in p.signature.input_fields.items()}
-    return Source(
-        fields={name: known[name].annotation if name in known else str for name in task.input_fields},
-        instructions=task.instructions,
-        gold=tuple(gold_records(context.split.gold)),
-        folds=context.split.folds if context.split.n_folds and context.closed else (),
-        label_field=context.output if context.closed else "",
-        labels=task.labels if context.closed else (),
-        meanings=dict(task.label_descriptions) if context.closed else {},
-    )
+    """Return what a writer may know of the task; folds are kept apart for a closed task."""
+    folds = context.split.folds if context.split.n_folds and context.closed else ()
+    return source_of(context.task, context.split.gold, folds)
+
+
+def _writing(context: Context, wanted: int) -> SynthesisConfig:
+    """Return how rows are written; a very small teacher follows no style and needs a cooler head."""
+    config = SynthesisConfig(total=wanted, distribution=_distribution(context), seed=context.config.seed)
+    parameters = local_parameters(context.config.teacher)
+    if parameters is not None and parameters < _FOLLOWS_STYLES:
+        return replace(config, styled=0.0, temperature=0.7, top_p=0.9)
+    return config
 
 
 def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
@@ -157,12 +162,11 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
         _source(context),
         lm=context.teacher,
         adapter=context.plan.adapter,
-        config=SynthesisConfig(total=wanted, distribution=_distribution(context), seed=context.config.seed),
+        config=_writing(context, wanted),
         progress=_progress(context, "writing rows"),
     )
     blocks = [
-        r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs)
-        for r in made.records
+        r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in made.records
     ]
     answers = answer_all(
         [r.inputs for r in made.records],
@@ -216,7 +220,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
             for i, answer in zip(left, answers, strict=True):
                 if answer.reason or not _right(context, examples[i], answer.outputs):
                     continue
-                found.append({"row": i, "rationale": answer.rationale, "calls": []})
+                found.append({"row": i, "rationale": answer.rationale, "calls": list(answer.calls)})
         return {"found": found}
 
     key = context.key("trusted gold", prompt_hash(program))
@@ -249,14 +253,17 @@ def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
     return {**found, "encoder": encoder} if encoder else found
 
 
-def _judge(context: Context, records: Sequence[Record], oof: Any, tuned: Tuned, whole: str) -> Judgement:
+def _judge(
+    context: Context, records: Sequence[Record], oof: Any, tuned: Tuned, adapters: Callable[[], list[Path]]
+) -> Judgement:
     """Return what all labelers together say about the records, weighed by their out-of-fold record."""
     task, folds = context.task, context.folds()
     texts = [record_text(r.inputs) for r in records]
     linear = linear_labelers(context)
     given: dict[str, Matrix] = {"teacher": probability_matrix(records, task.labels, context.output)}
-    students = fold_predictions(context, tuned, [r.inputs for r in records], whole)
-    given["student"] = np.mean(students, axis=0)
+    if folds.n:
+        students = fold_predictions(context, tuned.recipe, [r.inputs for r in records], adapters())
+        given["student"] = np.mean(students, axis=0)
     for name, labeler in linear.items():
         given[name] = np.mean(labeler.predict_folds(texts), axis=0)
     if folds.n:
@@ -293,10 +300,14 @@ def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> Labe
     return fit_label_model(measured, folds.y_N, task.labels, folds=halves)
 
 
-def curate_stage(context: Context, oof: Any, tuned: Tuned, whole: str) -> dict[str, Any]:
-    """Apply every rule to the candidates; store kept and rejected rows; return the payload."""
+def curate_stage(context: Context, oof: Any, tuned: Tuned, adapters: Callable[[], list[Path]]) -> dict[str, Any]:
+    """Apply every rule to the candidates; store kept and rejected rows; return the payload.
+
+    `oof` holds the teacher's out-of-fold probabilities, `tuned` the gold-only student's, `adapters` gives that
+    student's fold adapters where they are needed.
+    """
     records = read_records(context.run.path / CANDIDATES)
-    judgement = _judge(context, records, oof, tuned, whole) if context.closed and records else None
+    judgement = _judge(context, records, oof, tuned, adapters) if context.closed and records else None
     done = curate(
         records,
         gold=gold_records(context.split.gold, folds=context.split.folds),
@@ -327,8 +338,6 @@ def _test_inputs(context: Context) -> list[dict[str, Any]]:
 def _say(context: Context, done: Curated) -> None:
     total = len(done.kept) + len(done.rejected)
     reasons = ", ".join(f"{n} {name}" for name, n in sorted(done.counts.items(), key=lambda x: -x[1]))
-    context.run.reporter.note(
-        f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else "")
-    )
+    context.run.reporter.note(f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else ""))
     if total and not done.kept:
         context.run.warn("curation kept no row: the student is trained on the labels alone")

@@ -14,6 +14,7 @@ from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import RunConfig, read_config
 from limbeck.pipeline.context import Context
+from limbeck.pipeline.learn import ADAPTERS
 from limbeck.pipeline.students import Recipe
 from limbeck.task import Task
 
@@ -27,7 +28,7 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe])
     cast(Any, context.plan.task.program).save(str(context.run.path / "student_base.json"))
     for name, recipe in recipes.items():
         cast(Any, context.plan.program(recipe)).save(str(context.run.path / f"{name}.json"))
-        systems[name] = {"program": f"{name}.json", "adapter": name}
+        systems[name] = {"program": f"{name}.json", "adapter": ADAPTERS[name]}
     systems["teacher_compiled"] = {"program": "program.json", "adapter": ""}
     payload = {
         "chosen": chosen,

@@ -58,7 +58,7 @@ class Forecast:
         )
 
 
-def _parameters(name: str) -> float | None:
+def local_parameters(name: str) -> float | None:
     """Return a local model's parameters by its file's size, None for a server's."""
     kind, _, rest = name.partition(":")
     if name == "embedded":
@@ -93,11 +93,9 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     gold, test, folds = len(rows), len(split.test), max(1, split.n_folds)
     limit_pool = spend.pool_rows if config.pool_rows is None else config.pool_rows
     pool = min(len(task.unlabeled), limit_pool)
-    written = (
-        config.synthetic_rows if config.synthetic_rows is not None else max(0, spend.synthetic_rows - pool)
-    )
+    written = config.synthetic_rows if config.synthetic_rows is not None else max(0, spend.synthetic_rows - pool)
     samples = 1 if closed else spend.samples
-    teacher, student = _parameters(config.teacher), _parameters(config.student)
+    teacher, student = local_parameters(config.teacher), local_parameters(config.student)
     label_calls = (pool + written) * samples
     writing = -(-written // _TEXTS_PER_CALL)
 
@@ -126,7 +124,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
 def _usd(teacher: str, lines: tuple[Line, ...]) -> float | None:
     from limbeck.models import price_of
 
-    if _parameters(teacher) is not None:
+    if local_parameters(teacher) is not None:
         return 0.0
     price = price_of(teacher)
     if price is None:

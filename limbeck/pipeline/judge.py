@@ -14,7 +14,7 @@ from limbeck.evaluate import SystemResult, compare, run_system, score_prediction
 from limbeck.models import LM, connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import linear_labelers
-from limbeck.pipeline.learn import Tuned
+from limbeck.pipeline.learn import ADAPTERS, Tuned
 from limbeck.pipeline.students import Matrix, Recipe
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
@@ -49,9 +49,7 @@ def choose(gold: Tuned, student: Tuned | None, base: Sequence[float]) -> Choice:
         error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
         best = GOLD_ONLY if gap.mean() > error else STUDENT
     if scores[best] <= scores[BASE]:
-        return Choice(
-            BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {scores[best]:.2f}", scores
-        )
+        return Choice(BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {scores[best]:.2f}", scores)
     told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     return Choice(best, f"out of fold on the labels: {told}", scores)
 
@@ -92,8 +90,7 @@ def _probe_results(context: Context) -> dict[str, SystemResult]:
         ms = (time.perf_counter() - started) * 1000 / len(texts)
         values = [{context.output: task.labels[int(row.argmax())]} for row in matrix]
         probabilities = [
-            {context.output: {label: float(p) for label, p in zip(task.labels, row, strict=True)}}
-            for row in matrix
+            {context.output: {label: float(p) for label, p in zip(task.labels, row, strict=True)}} for row in matrix
         ]
         found[_PROBES[name]] = score_predictions(
             _PROBES[name],
@@ -113,14 +110,14 @@ def evaluate_systems(
     """Return every system's result on the test rows; each is a resumable piece of work of its own.
 
     `bare` is the task's program as the user gave it, `compiled` the teacher's; `recipes` maps the trained
-    students that exist to how they were trained, the folder of their adapter being their name.
+    students that exist to how they were trained.
     """
     plan = context.plan
     jobs: dict[str, tuple[dspy.Module, str, str]] = {
         "teacher": (bare, "teacher", ""),
         "teacher_compiled": (compiled, "teacher", ""),
         BASE: (plan.task.program, "student", ""),
-        **{name: (plan.program(recipe), "student", name) for name, recipe in recipes.items()},
+        **{name: (plan.program(recipe), "student", ADAPTERS[name]) for name, recipe in recipes.items()},
     }
     results: dict[str, SystemResult] = {}
     for name, (program, who, adapter) in jobs.items():
@@ -132,9 +129,7 @@ def evaluate_systems(
             return _measure(context, name, program, lm).to_dict()
 
         recipe = recipes.get(name)
-        key = context.key(
-            name, _prompt_key(program), recipe.values() if recipe else None, _weights(context, adapter)
-        )
+        key = context.key(name, _prompt_key(program), recipe.values() if recipe else None, _weights(context, adapter))
         key.append([context.task_inputs(e) for e in context.split.test])
         results[name] = SystemResult.from_dict(context.run.stage(f"score {name}", key, work, show=False))
     if context.closed:

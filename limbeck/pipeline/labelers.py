@@ -107,9 +107,7 @@ def probe_labeler(base: str, gold: Sequence[Mapping[str, Any]], folds: Folds) ->
     return _fit_folds("probe", features, gold_N_D, folds, standardize=True)
 
 
-def encoder_labeler(
-    gold: Sequence[Mapping[str, Any]], folds: Folds, meanings: Sequence[str]
-) -> LinearLabeler | None:
+def encoder_labeler(gold: Sequence[Mapping[str, Any]], folds: Folds, meanings: Sequence[str]) -> LinearLabeler | None:
     """Return a classifier on a small sentence encoder's embeddings, or None where the encoder is not installed.
 
     `meanings` says each label in words (its name or description); their embeddings count as one more row a

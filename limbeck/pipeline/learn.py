@@ -7,9 +7,9 @@ therefore that of a student with a third of the data, and understates the final 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,10 @@ from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix, Recipe, fit, label_matrix, lm_of, predict, save, usefulness
 from limbeck.records import Record, stable_hash
 
+# The folder of each trained student's adapter, and of the fits that only label new rows.
+ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only"}
+FITS = "data/fits"
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -29,7 +33,6 @@ class Tuned:
     useful: tuple[float, ...]
     scores: tuple[float, ...]
     matrix: Matrix
-    adapters: tuple[str, ...]
     tried: tuple[Mapping[str, Any], ...]
 
     @property
@@ -50,45 +53,48 @@ def _records_hash(records: Sequence[Record]) -> str:
     return stable_hash([[r.id, dict(r.outputs), r.soft, round(r.weight, 6), r.rationale] for r in records])
 
 
-def _fit_fold(
-    context: Context, name: str, recipe: Recipe, fold: int, records: Sequence[Record], keep: bool
-) -> dict[str, Any]:
-    """Train on the records, predict the fold's gold rows; one resumable piece of work."""
-    gold = context.split.gold
-    rows = context.split.held_out(fold)
-    key = context.key(
-        name, recipe.values(), fold, _records_hash(records), dict(context.task.label_descriptions)
-    )
+@dataclass(frozen=True)
+class _FoldFit:
+    """One fit on what a fold's gold rows may not be part of; `folder` keeps its adapter, None: nothing is kept."""
 
-    def work() -> dict[str, Any]:
-        what = f"{name}: lr {recipe.lr:g}, fold {fold + 1}/{context.split.n_folds}"
+    context: Context
+    name: str
+    recipe: Recipe
+    fold: int
+    records: Sequence[Record]
+    folder: Path | None
+
+    def run(self) -> dict[str, Any]:
+        """Train on the records and predict the fold's gold rows."""
+        context, gold = self.context, self.context.split.gold
+        rows = context.split.held_out(self.fold)
+        what = f"{self.name}: lr {self.recipe.lr:g}, fold {self.fold + 1}/{context.split.n_folds}"
         done = fit(
             context.plan,
-            recipe,
-            records,
+            self.recipe,
+            self.records,
             held_out=[gold[i] for i in rows],
             progress=_watch(context, what),
         )
         result = done.looks[-1][1]
+        labels = context.task.labels if context.closed else ()
         answers = [cast(Any, gold[i])[context.output] for i in rows]
         payload: dict[str, Any] = {
-            "useful": usefulness(
-                result, context.output, context.task.labels if context.closed else (), answers
-            ),
+            "useful": usefulness(result, context.output, labels, answers),
             "scores": list(result.scores),
-            "files": [],
         }
-        if context.closed:
-            payload["matrix"] = np.nan_to_num(
-                label_matrix(result, context.output, context.task.labels), nan=1.0 / len(context.task.labels)
-            ).tolist()
-        if keep:
-            folder = context.run.path / "data" / "fits" / stable_hash(key)
-            save(done.result, folder)
-            payload["files"] = [str(folder.relative_to(context.run.path))]
+        if labels:
+            matrix = label_matrix(result, context.output, labels)
+            payload["matrix"] = np.nan_to_num(matrix, nan=1.0 / len(labels)).tolist()
+        if self.folder:
+            save(done.result, self.folder)
         return payload
 
-    return context.run.stage(f"fit {name}", key, work, show=False)
+    def stored(self) -> dict[str, Any]:
+        """Return what `run` gave, from the ledger where it ran before."""
+        parts = [self.recipe.values(), self.fold, _records_hash(self.records)]
+        key = self.context.key(self.name, *parts, dict(self.context.task.label_descriptions))
+        return self.context.run.stage(f"fit {self.name}", key, self.run, show=False)
 
 
 def tune(
@@ -106,37 +112,62 @@ def tune(
     """
     n, k = len(context.split.gold), len(context.task.labels)
     if not context.split.n_folds:
-        return Tuned(recipes[0], (), (), np.full((n, k), np.nan), (), ())
-    tried: list[tuple[Recipe, list[float], list[float], Matrix, list[str]]] = []
+        return Tuned(recipes[0], (), (), np.full((n, k), np.nan), ())
+    tried: list[tuple[Recipe, list[float], list[float], Matrix]] = []
     for recipe in recipes:
-        useful, scores, adapters = [0.0] * n, [0.0] * n, list[str]()
+        useful, scores = [0.0] * n, [0.0] * n
         matrix: Matrix = np.full((n, max(k, 1)), np.nan)
-        for fold in range(context.split.n_folds):
-            payload = _fit_fold(context, name, recipe, fold, records_for(fold), keep)
-            rows = context.split.held_out(fold)
+        for one in _fold_fits(context, name, recipe, records_for, keep):
+            payload = one.stored()
+            rows = context.split.held_out(one.fold)
             for place, row in enumerate(rows):
                 useful[row], scores[row] = payload["useful"][place], payload["scores"][place]
             if "matrix" in payload:
                 matrix[list(rows)] = payload["matrix"]
-            adapters += payload["files"]
-        tried.append((recipe, useful, scores, matrix, adapters))
+        tried.append((recipe, useful, scores, matrix))
     best = max(range(len(tried)), key=lambda i: (round(float(np.mean(tried[i][1])), 6), -i))
-    for i, (*_, adapters) in enumerate(tried):
-        if i != best:
-            for adapter in adapters:
-                shutil.rmtree(context.run.path / adapter, ignore_errors=True)
-    recipe, useful, scores, matrix, adapters = tried[best]
-    log = [{**r.values(), "useful": float(np.mean(u)), "score": float(np.mean(s))} for r, u, s, _, _ in tried]
-    return Tuned(recipe, tuple(useful), tuple(scores), matrix, tuple(adapters), tuple(log))
+    recipe, useful, scores, matrix = tried[best]
+    log = [{**r.values(), "useful": float(np.mean(u)), "score": float(np.mean(s))} for r, u, s, _ in tried]
+    return Tuned(recipe, tuple(useful), tuple(scores), matrix, tuple(log))
+
+
+def _fold_fits(
+    context: Context, name: str, recipe: Recipe, records_for: Callable[[int], Sequence[Record]], keep: bool
+) -> list[_FoldFit]:
+    fits = context.run.path / FITS
+    return [
+        _FoldFit(
+            context,
+            name,
+            recipe,
+            fold,
+            records_for(fold),
+            fits / stable_hash([name, recipe.values(), fold]) if keep else None,
+        )
+        for fold in range(context.split.n_folds)
+    ]
+
+
+def fold_adapters(
+    context: Context, name: str, tuned: Tuned, records_for: Callable[[int], Sequence[Record]]
+) -> list[Path]:
+    """Return every fold's adapter of a tuned student; one that was cleared away is trained again."""
+    found: list[Path] = []
+    for one in _fold_fits(context, name, tuned.recipe, records_for, True):
+        assert one.folder is not None
+        if not one.folder.exists():
+            one.run()
+        found.append(one.folder)
+    return found
 
 
 def fit_final(context: Context, name: str, recipe: Recipe, records: Sequence[Record]) -> dict[str, Any]:
     """Train the final student on all records and write its adapter into the run folder; return the payload."""
     done = fit(context.plan, recipe, records, progress=_watch(context, f"{name}: final fit"))
-    save(done.result, context.run.path / name)
+    save(done.result, context.run.path / ADAPTERS[name])
     result = done.result
     return {
-        "files": [name],
+        "files": [ADAPTERS[name]],
         "recipe": recipe.values(),
         "adapter_hash": result.adapter_hash,
         "steps": len(result.losses),
@@ -147,23 +178,18 @@ def fit_final(context: Context, name: str, recipe: Recipe, records: Sequence[Rec
 
 
 def fold_predictions(
-    context: Context, tuned: Tuned, inputs: Sequence[Mapping[str, Any]], whole: str
+    context: Context, recipe: Recipe, inputs: Sequence[Mapping[str, Any]], adapters: Sequence[Path]
 ) -> list[Matrix]:
-    """Return the label probabilities of new rows by every fold's gold-only student, or by the whole one's.
-
-    `whole` is the adapter of the student on all gold rows, used where there are no folds.
-    """
+    """Return the label probabilities of new rows by each of these students, each of shape [rows, labels]."""
     import dspy
 
     rows: list[Any] = [
-        cast(Any, dspy.Example(**row, **{context.output: context.task.labels[0]})).with_inputs(*row)
-        for row in inputs
+        cast(Any, dspy.Example(**row, **{context.output: context.task.labels[0]})).with_inputs(*row) for row in inputs
     ]
     out: list[Matrix] = []
-    for number, adapter in enumerate(tuned.adapters or (whole,)):
-        loaded = load_model(context.plan.base, adapter=context.run.path / adapter)
-        program = context.plan.program(tuned.recipe)
-        result = predict(context.plan, program, lm_of(loaded), rows)
+    for number, adapter in enumerate(adapters):
+        loaded = load_model(context.plan.base, adapter=adapter)
+        result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), rows)
         out.append(label_matrix(result, context.output, context.task.labels))
-        context.run.reporter.step("student labels new rows", number + 1, len(tuned.adapters or (whole,)))
+        context.run.reporter.step("student labels new rows", number + 1, len(adapters))
     return out

@@ -25,7 +25,7 @@ from limbeck.pipeline.judge import (
     choose,
     evaluate_systems,
 )
-from limbeck.pipeline.learn import Tuned, fit_final, tune
+from limbeck.pipeline.learn import FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, StudentPlan
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget
@@ -177,12 +177,12 @@ class _Way:
         recipes = [Recipe(lr, spend.gold_epochs, seed=context.config.seed) for lr in spend.learning_rates]
         context.run.reporter.stage("learn from the labels alone")
 
-        def outside(fold: int) -> list[Record]:
-            return [r for r in self.gold if r.provenance.block != fold]
-
-        tuned = tune(context, GOLD_ONLY, recipes, outside, keep=context.closed)
+        tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
         self._final(GOLD_ONLY, tuned.recipe, self.gold, tuned)
         return tuned
+
+    def _gold_outside(self, fold: int) -> list[Record]:
+        return [r for r in self.gold if r.provenance.block != fold]
 
     def _gold_rows(self) -> list[Record]:
         context = self.context
@@ -216,9 +216,8 @@ class _Way:
         """Keep what can be trusted."""
         context = self.context
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY])
-        payload = context.run.stage(
-            "curate", key, lambda: curate_stage(context, compiled["oof"], gold, GOLD_ONLY)
-        )
+        adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
+        payload = context.run.stage("curate", key, lambda: curate_stage(context, compiled["oof"], gold, adapters))
         self._done(payload, "curate")
 
     def finetune(self, gold: Tuned) -> Tuned | None:
@@ -228,14 +227,12 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight)
-            for weight in spend.gold_weights
+            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight) for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
 
         def blind(fold: int) -> list[Record]:
-            outside = [r for r in self.gold if r.provenance.block != fold]
-            return outside + [r for r in kept if r.provenance.block in (fold, -1)]
+            return self._gold_outside(fold) + [r for r in kept if r.provenance.block in (fold, -1)]
 
         tuned = tune(context, STUDENT, recipes, blind)
         self._final(STUDENT, tuned.recipe, self.gold + kept, tuned)
@@ -252,7 +249,7 @@ class _Way:
         report = build_report(context, results, choice, self.hashes)
         self._remember(choice, recipes)
         write_report(context.run.path, report)
-        shutil.rmtree(context.run.path / "data" / "fits", ignore_errors=True)
+        shutil.rmtree(context.run.path / FITS, ignore_errors=True)
         return report
 
     def _remember(self, choice: Choice, recipes: Mapping[str, Recipe]) -> None:

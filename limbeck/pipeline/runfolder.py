@@ -77,9 +77,7 @@ class RunFolder:
                 hint="limbeck run ... --out OTHER_FOLDER",
             ) from error
         self.ledger = Ledger(self.path / "ledger.sqlite", siblings=_siblings(self.path))
-        self.budget = Budget(
-            max_usd=config.max_usd, max_tokens=config.max_tokens, max_minutes=config.max_minutes
-        )
+        self.budget = Budget(max_usd=config.max_usd, max_tokens=config.max_tokens, max_minutes=config.max_minutes)
         self.stage_log: list[dict[str, Any]] = []
         self.warnings: list[str] = []
 

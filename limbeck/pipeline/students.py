@@ -85,14 +85,10 @@ class StudentPlan:
     def reasons(self) -> bool:
         """Whether a predictor writes fields that are no outputs of the task, such as a rationale."""
         known = set(self.task.output_fields)
-        return any(
-            set(p.signature.output_fields) - known for p in cast(list[Any], self.task.program.predictors())
-        )
+        return any(set(p.signature.output_fields) - known for p in cast(list[Any], self.task.program.predictors()))
 
 
-def training_rows(
-    plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any
-) -> list[TrainRow]:
+def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any) -> list[TrainRow]:
     """Return the records as token rows under the student's own prompt.
 
     A program that reasons is trained on records that hold its whole answer: gold rows without a rationale or a
@@ -231,9 +227,7 @@ def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Se
         return list(result.scores)
     matrix = np.nan_to_num(label_matrix(result, field, labels))
     index = {label: i for i, label in enumerate(labels)}
-    return [
-        (score + float(matrix[row, index[str(gold[row])]])) / 2 for row, score in enumerate(result.scores)
-    ]
+    return [(score + float(matrix[row, index[str(gold[row])]])) / 2 for row, score in enumerate(result.scores)]
 
 
 def save(result: TrainResult, folder: Path) -> Path:

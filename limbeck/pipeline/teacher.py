@@ -15,7 +15,7 @@ import dspy
 import numpy as np
 
 from limbeck.compile.demos import draw_demos, row_length, with_demos
-from limbeck.compile.describe import induce_descriptions
+from limbeck.compile.describe import induce_by_fold, induce_descriptions, is_opaque
 from limbeck.compile.optimize import compile_program
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
@@ -27,11 +27,19 @@ _CHARS_PER_TOKEN = 4.0
 
 @dataclass(frozen=True)
 class Prompt:
-    """One candidate prompt of the teacher: label descriptions by name, demonstrations or none."""
+    """One candidate prompt of the teacher: label descriptions, demonstrations or none.
+
+    `by_fold` holds induced descriptions written without sight of each fold's rows, for judging them there.
+    """
 
     name: str
     descriptions: Mapping[str, str]
     demos: int
+    by_fold: tuple[Mapping[str, str], ...] = ()
+
+    def shown(self, block: int) -> Mapping[str, str]:
+        """Return the descriptions that a prompt for a block may show."""
+        return self.by_fold[block] if self.by_fold and block >= 0 else self.descriptions
 
 
 def demo_budget(gold: Sequence[dspy.Example], tokens: int) -> int:
@@ -59,37 +67,47 @@ def program_for(context: Context, task: Task, demos: int, *, block: int, seed: i
 
 def _out_of_fold(context: Context, prompt: Prompt) -> tuple[list[float], list[float], Matrix]:
     """Return (usefulness, hits, probabilities [N, K]) of a prompt on every gold row, by prompts blind to its fold."""
-    task = context.task.with_descriptions(prompt.descriptions)
-    gold = context.split.gold
+    gold, labels = context.split.gold, context.task.labels
     answers = cast(Sequence[Any], gold)
     values, hits = [0.0] * len(gold), [0.0] * len(gold)
-    matrix: Matrix = np.full((len(gold), len(task.labels)), np.nan)
-    blocks = range(context.split.n_folds) if prompt.demos else (-1,)
-    for block in blocks:
+    matrix: Matrix = np.full((len(gold), len(labels)), np.nan)
+    blocks = range(context.split.n_folds) if prompt.demos or prompt.by_fold else (-1,)
+    for number, block in enumerate(blocks):
         rows = [i for i, f in enumerate(context.split.folds) if block in (-1, f)]
+        task = context.task.with_descriptions(prompt.shown(block))
         program = program_for(context, task, prompt.demos, block=block)
         result = predict(context.plan, program, context.teacher, [gold[i] for i in rows], "teacher")
         given = [answers[i][context.output] for i in rows]
-        useful = usefulness(result, context.output, task.labels, given)
-        matrix[rows] = label_matrix(result, context.output, task.labels)
+        useful = usefulness(result, context.output, labels, given)
+        matrix[rows] = label_matrix(result, context.output, labels)
         for i, value, hit in zip(rows, useful, result.scores, strict=True):
             values[i], hits[i] = value, hit
-        context.run.reporter.step(f"teacher out of fold: {prompt.name}", len(rows), len(gold))
+        context.run.reporter.step(f"teacher out of fold: {prompt.name}", number + 1, len(blocks))
     return values, hits, matrix
 
 
-def _described(context: Context) -> dict[str, str]:
-    """Return the label descriptions to try: the user's, else what the teacher makes of the gold rows."""
-    if context.task.label_descriptions:
-        return dict(context.task.label_descriptions)
+def _described(context: Context) -> tuple[dict[str, str], tuple[Mapping[str, str], ...]]:
+    """Return the label descriptions to try, and those that are blind to each fold where they are induced.
+
+    The user's own go first. Otherwise the teacher writes them from gold rows: at the quick level only where a
+    label's name says nothing ("HUM"), since readable names are seldom improved on and each costs a call.
+    """
+    task, split = context.task, context.split
+    if task.label_descriptions:
+        return dict(task.label_descriptions), ()
+    if context.config.effort == "quick" and not any(is_opaque(label) for label in task.labels):
+        return {}, ()
+    options: dict[str, Any] = {"seed": context.config.seed, "adapter": context.plan.adapter}
+    step = context.run.reporter.step
     found = induce_descriptions(
-        context.task,
-        context.split.gold,
+        task,
+        split.gold,
         context.teacher,
-        seed=context.config.seed,
-        adapter=context.plan.adapter,
+        progress=lambda done, total: step("describing the labels", done, total),
+        **options,
     )
-    return {label: text for label, text in found.items() if text}
+    blind = induce_by_fold(task, split, context.teacher, **options) if split.n_folds and found else ()
+    return found, blind
 
 
 def compile_closed(context: Context) -> dict[str, Any]:
@@ -98,11 +116,11 @@ def compile_closed(context: Context) -> dict[str, Any]:
     Without folds (one row a class) nothing can be compared: descriptions and demonstrations are both kept, as
     the fixed default.
     """
-    described = _described(context)
+    described, blind = _described(context)
     k = demo_budget(context.split.gold, context.spend.demo_tokens)
     bare, shown = Prompt("zero-shot", {}, 0), Prompt("demonstrations", {}, k)
-    both = Prompt("demonstrations and descriptions", described, k)
-    candidates = [bare, shown, *([Prompt("descriptions", described, 0), both] if described else [])]
+    both = Prompt("demonstrations and descriptions", described, k, blind)
+    candidates = [bare, shown, *([Prompt("descriptions", described, 0, blind), both] if described else [])]
     if context.split.n_folds < 2:
         chosen = both if described else shown
         tried: list[dict[str, Any]] = []
@@ -114,8 +132,7 @@ def compile_closed(context: Context) -> dict[str, Any]:
         chosen, _, _, matrix = measured[best]
         oof = np.nan_to_num(matrix, nan=1.0 / len(context.task.labels)).tolist()
         tried = [
-            {"prompt": p.name, "useful": float(np.mean(v)), "accuracy": float(np.mean(h))}
-            for p, v, h, _ in measured
+            {"prompt": p.name, "useful": float(np.mean(v)), "accuracy": float(np.mean(h))} for p, v, h, _ in measured
         ]
     task = context.task.with_descriptions(chosen.descriptions)
     program = program_for(context, task, chosen.demos, block=-1)

@@ -48,9 +48,7 @@ class Live:
     def stage(self, name: str, *, cached: bool = False) -> None:
         """A stage begins."""
         self._end_bar()
-        self.console.print(
-            f"[dim]{self._clock()}[/] [bold]{name}[/]" + (" [dim](done before)[/]" if cached else "")
-        )
+        self.console.print(f"[dim]{self._clock()}[/] [bold]{name}[/]" + (" [dim](done before)[/]" if cached else ""))
 
     def note(self, text: str) -> None:
         """One line worth keeping."""
@@ -90,9 +88,7 @@ def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(
-            f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}", highlight=False
-        )
+        console.print(f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}", highlight=False)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,201 @@
+"""The whole way on the embedded model, at a size that ends in a minute or two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.errors import BudgetExceeded, InputError
+from limbeck.pipeline.config import EFFORTS, Effort, RunConfig, check, read_config, write_config
+from limbeck.pipeline.deploy import load_run
+from limbeck.pipeline.run import run
+from limbeck.records import read_records
+
+SMALL = Effort(12, 6, 200, 1, (1e-3,), 3, 2, (2.0,), 0, 1, 1, 1.0)
+PLACES = ["the harbour", "our street", "the old mill", "platform two", "the market", "the north gate"]
+
+
+def _rows(n: int, start: int = 0) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for i in range(start, start + n):
+        place = PLACES[i % len(PLACES)]
+        if i % 2:
+            rows.append(
+                {"message": f"Rain number {i} is flooding {place} and it is getting wetter", "label": "weather"}
+            )
+        else:
+            rows.append({"message": f"Bus number {i} stopped at {place} and will not go on", "label": "traffic"})
+    return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture()
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setitem(EFFORTS, "quick", SMALL)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
+    return RunConfig(
+        out=str(tmp_path / "run"),
+        labels=_write(tmp_path / "labels.jsonl", _rows(12)),
+        output=("label",),
+        test=_write(tmp_path / "test.jsonl", _rows(10, 100)),
+        unlabeled=_write(tmp_path / "pool.jsonl", [{"message": r["message"]} for r in _rows(8, 200)]),
+    )
+
+
+class Recording:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, bool]] = []
+        self.warnings: list[str] = []
+
+    def stage(self, name: str, *, cached: bool = False) -> None:
+        self.stages.append((name, cached))
+
+    def note(self, text: str) -> None:
+        assert text
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def step(self, what: str, done: int, total: int, detail: str = "") -> None:
+        assert 0 <= done <= max(total, done)
+
+
+@pytest.mark.slow()
+def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
+    report = run(config, reporter=Recording()).report
+    assert report is not None
+    systems = report["systems"]
+    assert {"teacher", "teacher_compiled", "student_base", "student_gold_only", "linear_probe"} <= set(systems)
+    assert report["n_test"] == 10
+    for entry in systems.values():
+        assert entry["ci95"][0] <= entry["score"] <= entry["ci95"][1]
+    assert systems["student_gold_only"]["score"] >= systems["student_base"]["score"] - 0.2
+    assert report["verdict"]["reason"]
+    assert report["cost"]["calls"] > 0
+
+    folder = config.folder
+    stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert stored["systems"].keys() == systems.keys()
+    test = {json.loads(line)["message"] for line in Path(config.test).read_text(encoding="utf-8").splitlines()}
+    kept = read_records(folder / "data" / "kept.parquet")
+    rejected = read_records(folder / "data" / "rejected.parquet")
+    assert not test & {str(r.inputs["message"]) for r in kept}
+    assert all(r.reason for r in rejected)
+    assert all(r.provenance.teacher == "embedded" and r.provenance.prompt_hash for r in kept + rejected)
+
+    again = Recording()
+    calls = _calls(folder)
+    second = run(config, reporter=again).report
+    assert _calls(folder) == calls, "a finished run makes no call"
+    assert second is not None
+    assert second["systems"]["teacher"]["score"] == systems["teacher"]["score"]
+    assert ("compile", True) in again.stages
+
+    deployed = load_run(folder, "student_gold_only")
+    (answer,) = deployed.predict([{"message": "Bus number 7 is late at the harbour"}], probabilities=True)
+    assert answer["label"] in {"traffic", "weather"}
+    assert sum(answer["label_probabilities"].values()) == pytest.approx(1.0)
+
+
+def _calls(folder: Path) -> int:
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        return int(ledger.execute("select count(*) from calls").fetchone()[0])
+
+
+@pytest.mark.slow()
+def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, embedded: Any) -> None:
+    command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
+    command += ["--test", config.test, "--out", config.out]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    ledger = config.folder / "ledger.sqlite"
+    for _ in range(1200):
+        if process.poll() is not None or (ledger.exists() and _some_calls(ledger)):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode in (0, 130), shown
+    if process.returncode == 130:
+        assert f"limbeck run {config.out}" in shown
+        assert "Traceback" not in shown
+    before = _calls(config.folder)
+    done = subprocess.run([sys.executable, "-m", "limbeck.cli", "compile", config.out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(ledger) as connection:
+        keys = [row[0] for row in connection.execute("select key from calls")]
+    assert len(keys) == len(set(keys)) >= before
+
+
+def _some_calls(ledger: Path) -> bool:
+    try:
+        with sqlite3.connect(ledger) as connection:
+            return int(connection.execute("select count(*) from calls").fetchone()[0]) > 2
+    except sqlite3.OperationalError:
+        return False
+
+
+@pytest.mark.slow()
+def test_a_spent_budget_stops_before_the_next_call(config: RunConfig, embedded: Any) -> None:
+    with pytest.raises(BudgetExceeded, match="tokens"):
+        run(replace(config, max_tokens=600))
+    spent = _calls(config.folder)
+    with pytest.raises(BudgetExceeded):
+        run(replace(config, max_tokens=600))
+    assert _calls(config.folder) - spent <= 1
+
+
+def test_dry_run_calls_nothing(config: RunConfig) -> None:
+    from limbeck.pipeline.forecast import forecast
+
+    plan = forecast(config)
+    assert plan.total.calls > 0
+    assert plan.usd == 0.0
+    assert not config.folder.exists()
+
+
+def test_configuration_survives_its_file(config: RunConfig) -> None:
+    config.folder.mkdir()
+    write_config(config, config.folder / "run.toml")
+    assert read_config(config.folder) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"effort": "heroic"}, "heroic"),
+        ({"labels": ""}, "labels"),
+        ({"output": ()}, "--output"),
+        ({"max_usd": -1.0}, "--max-usd"),
+        ({"test_rows": -5}, "--test-rows"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(config: RunConfig, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check(replace(config, **changes))
+
+
+def test_an_unknown_model_costs_nothing(config: RunConfig) -> None:
+    with pytest.raises(Exception, match="nosuch"):
+        run(replace(config, teacher="nosuch"))
+    assert _calls(config.folder) == 0
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run folder"):
+        load_run(tmp_path)

@@ -22,6 +22,8 @@ _NAME = "limbeck_shared_prefix"
 # Up to this many keys the scores are written out on CPUs; beyond, their memory costs more than they gain.
 MATERIALIZED_KEYS = 640
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass
 class Layout:
@@ -34,13 +36,8 @@ class Layout:
     inline: int
     pack: Pack | None
     keep: bool = False
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict[int, tuple[torch.Tensor, torch.Tensor]]
-    )
-    given: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
+    kept: dict[int, Pair] = field(default_factory=dict[int, Pair])
+    given: dict[int, Pair] | None = None
 
 
 def _materialized(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:

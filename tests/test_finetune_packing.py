@@ -54,11 +54,10 @@ def test_a_tree_spells_every_branch(row: TrainRow, data: st.DataObject) -> None:
     for (completion, mass), path, kept in zip(row.branches, tree.paths, tree.masses, strict=True):
         assert tuple(tree.edges[edge][1] for edge in path) == completion
         assert mass == kept
-        for edge, text in zip(path, completion, strict=True):
-            del text
+        for depth, edge in enumerate(path):
             # What the predicting token sees is the row's prompt and the branch so far.
             seen = tree.ancestors()[tree.edges[edge][0]]
-            length = len(row.prompt) - prefix + path.index(edge)
+            length = len(row.prompt) - prefix + depth
             assert sorted(tree.depths[i] for i in seen.nonzero()[0]) == list(range(length))
     assert len(set(tree.edges)) == len(tree.edges)
 

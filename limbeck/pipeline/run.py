@@ -174,7 +174,9 @@ class _Way:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
         context, spend = self.context, self.context.spend
         self.gold = self._gold_rows()
-        recipes = [Recipe(lr, spend.gold_epochs, seed=context.config.seed) for lr in spend.learning_rates]
+        recipes = [
+            Recipe(lr, spend.gold_epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates
+        ]
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
@@ -227,7 +229,7 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight) for weight in spend.gold_weights
+            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight, batch_size=16) for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
 

@@ -31,13 +31,17 @@ _LEAST_MASS = 0.02
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not."""
+    """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not.
+
+    `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in.
+    """
 
     lr: float
     epochs: float
     gold_weight: float = 1.0
     demos: bool = False
     normalize: str = "vocabulary"
+    batch_size: int = 16
     seed: int = 0
 
     def train_config(self, closed: bool) -> TrainConfig:
@@ -45,6 +49,7 @@ class Recipe:
         return TrainConfig(
             lr=self.lr,
             epochs=self.epochs,
+            batch_size=self.batch_size,
             seed=self.seed,
             normalize=self.normalize if closed else "vocabulary",
             loss_per="row" if closed else "token",

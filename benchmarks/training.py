@@ -113,7 +113,8 @@ def ours(rows_file: Path, way: str, steps: int) -> None:
     )
 
     def wait() -> float:
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit()  # the parent is gone
         return time.perf_counter()
 
     def report(progress: Progress) -> None:
@@ -148,9 +149,10 @@ def measure(rounds: int) -> dict[str, list[dict[str, Any]]]:
             for number, (name, command) in enumerate(commands.items())
         }
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-        for _ in range(rounds + 1):
+        for turn in range(rounds + 1):
             for name, way in ways.items():
                 found[name].append(way.step())
+                print(f"round {turn} of {rounds}, {name}: {found[name][-1]['seconds']:.1f} s", file=sys.stderr)
         return found
 
 

@@ -38,7 +38,8 @@ def main() -> None:
         seconds = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            sys.stdin.readline()
+            if not sys.stdin.readline():
+                sys.exit()  # the parent is gone
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:

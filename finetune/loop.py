@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import quiet
 from limbeck.errors import InputError
 from limbeck.finetune.attention import supports_sharing
@@ -259,7 +260,7 @@ def train(
     fresh = not hasattr(loaded.model, "peft_config")
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
-    run = _Run(loaded, rows, config)
+    run = on_compute_thread(_Run, loaded, rows, config)
     try:
         return _train(run, evaluate, eval_every or max(1, len(rows) // config.batch_size), progress)
     except BaseException:
@@ -278,7 +279,7 @@ def _train(
     best, best_step, scores = None, run.total, list[tuple[int, float]]()
     size = min(config.batch_size, len(run.rows))
     for step, batch in zip(range(1, run.total + 1), batches(len(run.rows), config), strict=False):
-        run.step(batch)
+        on_compute_thread(run.step, batch)
         if progress is not None:
             seconds = time.perf_counter() - started - evaluating
             left = seconds / step * (run.total - step)
@@ -289,10 +290,10 @@ def _train(
             scores.append((step, evaluate(step, run.loaded)))
             evaluating += time.perf_counter() - before
             if scores[-1][1] >= max(score for _, score in scores):
-                best, best_step = _snapshot(run.model), step
+                best, best_step = on_compute_thread(_snapshot, run.model), step
     if best is not None:
-        _restore(run.model, best)
-    digest = adapter_hash(run.model)
+        on_compute_thread(_restore, run.model, best)
+    digest = on_compute_thread(adapter_hash, run.model)
     run.model.requires_grad_(False)
     return TrainResult(
         loaded=replace(run.loaded, fingerprint=f"{run.loaded.fingerprint}+{digest}"),

@@ -61,9 +61,7 @@ def input_value(value: Any) -> str | list[str]:
     return json.dumps(value, ensure_ascii=False)
 
 
-def take_rows(
-    table: Table, inputs: Mapping[str, str], outputs: Mapping[str, str]
-) -> tuple[list[Row], list[str]]:
+def take_rows(table: Table, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> tuple[list[Row], list[str]]:
     """Return the usable rows of a table and warnings about the rest; maps go from column to field name."""
     table.require([*inputs, *outputs])
     rows: list[Row] = []
@@ -124,9 +122,7 @@ def drop_duplicates(rows: Sequence[Row], *, open_ended: bool) -> tuple[list[Row]
         else:
             shown = [f"{row.where} ({_short(row.outputs)})" for row in group]
             contradictory += shown
-    warnings = _left_out(
-        "contradictory-rows", "have the same input and different outputs", contradictory, len(rows)
-    )
+    warnings = _left_out("contradictory-rows", "have the same input and different outputs", contradictory, len(rows))
     if repeated:
         warnings.append(
             f"duplicate-rows: left out {counted(len(repeated), 'row')} whose input comes earlier: "
@@ -143,9 +139,7 @@ def _short(outputs: Mapping[str, Any]) -> str:
     return ", ".join(str(v)[:30] for v in outputs.values())
 
 
-def drop_seen(
-    rows: Sequence[Row], seen: Iterable[str], *, name: str, what: str
-) -> tuple[list[Row], list[str]]:
+def drop_seen(rows: Sequence[Row], seen: Iterable[str], *, name: str, what: str) -> tuple[list[Row], list[str]]:
     """Return the rows whose inputs are not among the keys `seen`, and a warning about the others."""
     known = set(seen)
     kept = [row for row in rows if row.key not in known]

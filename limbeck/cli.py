@@ -33,9 +33,7 @@ TaskFile = Annotated[
 Output = Annotated[
     list[str] | None, typer.Option("--output", help="Column to predict (repeat for several).", metavar="COL")
 ]
-Input = Annotated[
-    list[str] | None, typer.Option("--input", help="Input column (default: all others).", metavar="COL")
-]
+Input = Annotated[list[str] | None, typer.Option("--input", help="Input column (default: all others).", metavar="COL")]
 Instructions = Annotated[str, typer.Option(help="What the task is, in a sentence or two.")]
 Kind = Annotated[
     str,
@@ -53,9 +51,7 @@ Teacher = Annotated[
     typer.Option(help="embedded, gguf:PATH, hf:NAME, or a server's model such as openai/gpt-5-mini."),
 ]
 Student = Annotated[str, typer.Option(help="embedded, gguf:PATH or hf:NAME_OR_PATH.")]
-ApiBase = Annotated[
-    str, typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL")
-]
+ApiBase = Annotated[str, typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL")]
 EffortOption = Annotated[str, typer.Option(help="quick (minutes), standard (hours) or thorough.")]
 Optimizer = Annotated[
     str,
@@ -66,13 +62,9 @@ Optimizer = Annotated[
 Reflection = Annotated[str, typer.Option("--reflection-model", help="Model that reflects for GEPA.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, demonstrations, sampling and training.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).", metavar="DIR")]
-SyntheticRows = Annotated[
-    int | None, typer.Option(help="Texts to generate (0: none; default: the effort's count).")
-]
+SyntheticRows = Annotated[int | None, typer.Option(help="Texts to generate (0: none; default: the effort's count).")]
 PoolRows = Annotated[int | None, typer.Option(help="Unlabelled rows to label (default: the effort's count).")]
-TestRows = Annotated[
-    int | None, typer.Option(help="Test rows to score (0: all; default: the effort's count).")
-]
+TestRows = Annotated[int | None, typer.Option(help="Test rows to score (0: all; default: the effort's count).")]
 Distribution = Annotated[
     str,
     typer.Option("--label-distribution", help="uniform, observed, or JSON such as '{\"spam\": 0.2, ...}'."),
@@ -81,9 +73,7 @@ Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote o
 MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop before using more than this many tokens.")]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running longer than this many minutes.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")]
 
 
 def _name_of(path: Path) -> str:
@@ -187,9 +177,7 @@ _STAGE_HELP: dict[Stage, str] = {
     "evaluate": "Go on to the paired evaluation and the verdict.",
 }
 for _stage, _help in _STAGE_HELP.items():
-    app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.")(
-        _command(_stage, _help)
-    )
+    app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.")(_command(_stage, _help))
 
 
 @app.command()
@@ -202,9 +190,7 @@ def predict(
     ] = None,
     system: Annotated[
         str,
-        typer.Option(
-            help="Which program of the run: student, student_gold_only, ... (default: the verdict's)."
-        ),
+        typer.Option(help="Which program of the run: student, student_gold_only, ... (default: the verdict's)."),
     ] = "",
     probabilities: Annotated[bool, typer.Option(help="Add label probabilities.")] = False,
 ) -> None:

@@ -34,9 +34,7 @@ def read_descriptions(
             )
     missing = [label for label in labels if not given.get(label)]
     warnings = (
-        [f"missing-descriptions: {len(missing)} of {len(labels)} labels: {', '.join(missing[:5])}"]
-        if missing
-        else []
+        [f"missing-descriptions: {len(missing)} of {len(labels)} labels: {', '.join(missing[:5])}"] if missing else []
     )
     return {label: given[label] for label in labels if given.get(label)}, warnings
 

@@ -36,8 +36,7 @@ def example_fields(examples: Sequence[dspy.Example]) -> tuple[tuple[str, ...], t
         inputs, outputs = _fields(example)
         if not inputs or not outputs or (set(inputs), set(outputs)) != (set(first[0]), set(first[1])):
             raise InputError(
-                f"example {number} has inputs {inputs} and outputs {outputs}, "
-                f"the first {first[0]} and {first[1]}",
+                f"example {number} has inputs {inputs} and outputs {outputs}, the first {first[0]} and {first[1]}",
                 valid="the same inputs and outputs, one at least of each, in every example",
                 hint='mark the inputs: dspy.Example(text="...", label="...").with_inputs("text")',
             )

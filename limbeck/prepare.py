@@ -121,9 +121,7 @@ def _input_columns(
     return shared, warnings
 
 
-def _output(
-    column: str, field: str, rows: Sequence[Row], test_rows: Sequence[Row], kind: Kind | None
-) -> OutputColumn:
+def _output(column: str, field: str, rows: Sequence[Row], test_rows: Sequence[Row], kind: Kind | None) -> OutputColumn:
     values = [row.outputs[field] for row in rows]
     found = output_column(column, field, values, [row.outputs[field] for row in test_rows], kind)
     if found.kind != "extraction":
@@ -136,10 +134,7 @@ def _output(
 
 
 def _converted(rows: Iterable[Row], columns: Sequence[OutputColumn]) -> list[Row]:
-    return [
-        replace(row, outputs={c.name: c.convert(row.outputs[c.name], row.where) for c in columns})
-        for row in rows
-    ]
+    return [replace(row, outputs={c.name: c.convert(row.outputs[c.name], row.where) for c in columns}) for row in rows]
 
 
 def _present(column: OutputColumn, rows: Sequence[Row]) -> OutputColumn:

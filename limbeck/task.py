@@ -210,9 +210,7 @@ def _unseen(
     rows = [{f: row[f] for f in fields} for row in unlabeled]
     pool = tuple(row for row in rows if key(row) not in seen)
     gone = {"test": len(test or ()) - len(held or ()), "unlabeled": len(rows) - len(pool)}
-    notes = [
-        f"{n}-overlap: left out {counted(c, 'row')} that other rows repeat" for n, c in gone.items() if c
-    ]
+    notes = [f"{n}-overlap: left out {counted(c, 'row')} that other rows repeat" for n, c in gone.items() if c]
     return held, pool, tuple(notes)
 
 
@@ -333,15 +331,11 @@ def load_task(path: str | Path) -> Task:
     """
     path = Path(path)
     if not path.is_file() or path.suffix != ".py":
-        raise InputError(
-            f"there is no task file {path}", valid="a Python file that defines `task`", hint="ls *.py"
-        )
+        raise InputError(f"there is no task file {path}", valid="a Python file that defines `task`", hint="ls *.py")
     hint = f"see that `python {path}` runs"
     try:
         module = _import_file(path)
-        found = (
-            module.task if hasattr(module, "task") else module.build() if hasattr(module, "build") else None
-        )
+        found = module.task if hasattr(module, "task") else module.build() if hasattr(module, "build") else None
     except InputError:
         raise
     except Exception as error:  # whatever the user's file does

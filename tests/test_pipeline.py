@@ -21,7 +21,7 @@ from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(12, 6, 200, 1, (1e-3,), 3, 2, (2.0,), 0, 1, 1, 1.0)
+SMALL = Effort(2, 12, 6, 200, 1, (1e-3,), 3, 2, (2.0,), 0, 1, 1, 1.0)
 PLACES = ["the harbour", "our street", "the old mill", "platform two", "the market", "the north gate"]
 
 
@@ -43,7 +43,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setitem(EFFORTS, "quick", SMALL)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
     return RunConfig(
@@ -75,7 +75,7 @@ class Recording:
         assert 0 <= done <= max(total, done)
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     report = run(config, reporter=Recording()).report
     assert report is not None
@@ -117,7 +117,7 @@ def _calls(folder: Path) -> int:
         return int(ledger.execute("select count(*) from calls").fetchone()[0])
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, embedded: Any) -> None:
     command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
     command += ["--test", config.test, "--out", config.out]
@@ -150,7 +150,7 @@ def _some_calls(ledger: Path) -> bool:
         return False
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_a_spent_budget_stops_before_the_next_call(config: RunConfig, embedded: Any) -> None:
     with pytest.raises(BudgetExceeded, match="tokens"):
         run(replace(config, max_tokens=600))

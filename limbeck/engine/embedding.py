@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from limbeck.engine.batching import batches_by_length
+from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import LoadedModel, encoder_path, quiet
 
 Vectors = NDArray[np.float32]
@@ -28,7 +29,7 @@ def embed(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
     model: Any = loaded.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     size = base.get_input_embeddings().weight.shape[1]
-    return _pooled(base.base_model, loaded.tokenizer, texts, loaded.device, size, _MOST_TOKENS)
+    return on_compute_thread(_pooled, base.base_model, loaded.tokenizer, texts, loaded.device, size, _MOST_TOKENS)
 
 
 def encode(texts: Sequence[str]) -> Vectors | None:
@@ -42,7 +43,7 @@ def encode(texts: Sequence[str]) -> Vectors | None:
         model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
     limit = min(_MOST_TOKENS, cast(int, model.config.max_position_embeddings))
-    vectors = _pooled(model, tokenizer, texts, torch.device("cpu"), model.config.hidden_size, limit)
+    vectors = on_compute_thread(_pooled, model, tokenizer, texts, torch.device("cpu"), model.config.hidden_size, limit)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return cast(Vectors, vectors / np.maximum(norms, 1e-9))
 

@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.probe import best_device, best_dtype, set_threads
 from limbeck.errors import ModelError
 
@@ -89,6 +90,10 @@ def load_model(
     `dtype` "auto" measures whether bf16 pays on this device. A GGUF file is dequantized on its first use
     (1.5B parameters: about a minute and 3.5 GB of disk). `adapter` is a PEFT folder. Raises ModelError.
     """
+    return on_compute_thread(_load_model, name, device, dtype, adapter)
+
+
+def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path | None) -> LoadedModel:
     set_threads()
     place = best_device() if device == "auto" else torch.device(device)
     number = best_dtype(place) if dtype == "auto" else _named_dtype(dtype)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from limbeck.engine.batching import Gatherer, settle
 from limbeck.engine.chat import Chat, Prompt
+from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.generation import Draft, Limits, generate_batch
 from limbeck.engine.loading import LoadedModel
 from limbeck.engine.prefix_cache import PrefixCache
@@ -53,7 +54,7 @@ class TorchEngine:
         self._tries = lru_cache(maxsize=256)(self._make_trie)
         # One forward pass at a time: the cores are shared, and the prefix cache is not thread-safe.
         self._running = threading.Lock()
-        self._gatherer: Gatherer[Draft | Query] = Gatherer(self._run, wait_ms=wait_ms, most=4 * max_batch)
+        self._gatherer: Gatherer[Draft | Query] = Gatherer(self._compute, wait_ms=wait_ms, most=4 * max_batch)
 
     @property
     def name(self) -> str:
@@ -96,8 +97,11 @@ class TorchEngine:
 
     def _many(self, jobs: Sequence[Any]) -> list[Any]:
         futures: list[Future[Any]] = [Future() for _ in jobs]
-        self._run(list(zip(jobs, futures, strict=True)))
+        self._compute(list(zip(jobs, futures, strict=True)))
         return [future.result() for future in futures]
+
+    def _compute(self, jobs: list[tuple[Draft | Query, Future[Any]]]) -> None:
+        on_compute_thread(self._run, jobs)
 
     def _run(self, jobs: list[tuple[Draft | Query, Future[Any]]]) -> None:
         """Run queries, then drafts: a score is a fraction of a generation, and its caller goes on sooner."""

@@ -33,7 +33,8 @@ def described(name: str, info: Any) -> str:
         desc = f"{desc} ({extra['constraints']})".strip()
     closed = closed_values(info.annotation)
     if closed is None or extra["__dspy_field_type"] == "input":
-        kind = _kind(info.annotation)
+        # A description that says the form in words is a tenth of the schema's length.
+        kind = "" if desc.startswith("JSON ") else _kind(info.annotation)
         return f"{name}{f' ({kind})' if kind else ''}{f': {desc}' if desc else ''}"
     labels = [label_text(value) for value in closed]
     lines = [line.strip().lstrip("-* ") for line in desc.splitlines()]

@@ -23,6 +23,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 class Effort:
     """How much one effort level spends; counts are rows, `teacher_minutes` is the plan for a local teacher."""
 
+    folds: int
     pool_rows: int
     synthetic_rows: int
     demo_tokens: int
@@ -38,9 +39,9 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(360, 240, 1200, 1, (1e-3, 5e-4), 8, 4, (2.0,), 400, 3, 1, 24.0),
-    "standard": Effort(1000, 600, 2000, 2, (2e-4, 5e-4, 1e-3), 15, 5, (2.0, 6.0), 2000, 5, 1, 120.0),
-    "thorough": Effort(4000, 2000, 3000, 3, (1e-4, 3e-4, 5e-4, 1e-3), 20, 6, (1.0, 3.0, 9.0), 0, 8, 3, 600.0),
+    "quick": Effort(2, 360, 240, 1200, 1, (1e-3, 4e-4), 6, 3, (2.0,), 400, 3, 1, 24.0),
+    "standard": Effort(3, 1000, 600, 2000, 2, (2e-4, 5e-4, 1e-3), 15, 5, (2.0, 6.0), 2000, 5, 1, 120.0),
+    "thorough": Effort(4, 4000, 2000, 3000, 3, (1e-4, 3e-4, 5e-4, 1e-3), 20, 6, (1.0, 3.0, 9.0), 0, 8, 3, 600.0),
 }
 
 

@@ -85,7 +85,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         task = read_task(config)
     spend = config.spend
     limit = spend.test_rows if config.test_rows is None else config.test_rows
-    split = make_split(task, seed=config.seed, max_test=limit or None)
+    split = make_split(task, seed=config.seed, n_folds=spend.folds, max_test=limit or None)
     closed = StudentPlan(config.student, CompactAdapter(), task).closed
     rows = cast(list[Any], list(split.gold))
     row = int(sum(len(record_text(e.inputs())) for e in rows) / max(1, len(rows)) / 4) + 16

@@ -88,7 +88,7 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
     student = _connect(folder, config.student, None, "student")
     task = _within_context(folder, task, student)
-    split = make_split(task, seed=config.seed, max_test=limit or None)
+    split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
         folder.warn(text)
     demos = tuple(split.gold[: demo_budget(split.gold, config.spend.demo_tokens)])
@@ -174,9 +174,7 @@ class _Way:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
         context, spend = self.context, self.context.spend
         self.gold = self._gold_rows()
-        recipes = [
-            Recipe(lr, spend.gold_epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates
-        ]
+        recipes = [Recipe(lr, spend.gold_epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates]
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
@@ -229,7 +227,8 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight, batch_size=16) for weight in spend.gold_weights
+            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight, batch_size=16)
+            for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
 

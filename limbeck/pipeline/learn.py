@@ -8,7 +8,7 @@ therefore that of a student with a third of the data, and understates the final 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,8 @@ from limbeck.records import Record, stable_hash
 # The folder of each trained student's adapter, and of the fits that only label new rows.
 ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only"}
 FITS = "data/fits"
+# Evenly spaced points of a fit at which the held-out rows are predicted: the dev metric chooses where to end.
+LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,25 @@ class _FoldFit:
             self.recipe,
             self.records,
             held_out=[gold[i] for i in rows],
+            looks=LOOKS,
             progress=_watch(context, what),
         )
-        result = done.looks[-1][1]
-        labels = context.task.labels if context.closed else ()
-        answers = [cast(Any, gold[i])[context.output] for i in rows]
-        payload: dict[str, Any] = {
-            "useful": usefulness(result, context.output, labels, answers),
-            "scores": list(result.scores),
-        }
-        if labels:
-            matrix = label_matrix(result, context.output, labels)
-            payload["matrix"] = np.nan_to_num(matrix, nan=1.0 / len(labels)).tolist()
         if self.folder:
             save(done.result, self.folder)
-        return payload
+        labels = context.task.labels if context.closed else ()
+        answers = [cast(Any, gold[i])[context.output] for i in rows]
+        looks: list[dict[str, Any]] = []
+        for epochs, result in done.looks:
+            look: dict[str, Any] = {
+                "epochs": epochs,
+                "useful": usefulness(result, context.output, labels, answers),
+                "scores": list(result.scores),
+            }
+            if labels:
+                matrix = label_matrix(result, context.output, labels)
+                look["matrix"] = np.nan_to_num(matrix, nan=1.0 / len(labels)).tolist()
+            looks.append(look)
+        return {"looks": looks}
 
     def stored(self) -> dict[str, Any]:
         """Return what `run` gave, from the ledger where it ran before."""
@@ -105,30 +111,40 @@ def tune(
     *,
     keep: bool = False,
 ) -> Tuned:
-    """Return the recipe with the highest mean out-of-fold value; the first of equals.
+    """Return the recipe, ended where its mean out-of-fold value was highest; the first of equals.
 
     Without folds the first recipe is the fixed default and nothing is measured. `keep` keeps every fold's
     adapter of the winner, for labelling new rows.
     """
-    n, k = len(context.split.gold), len(context.task.labels)
     if not context.split.n_folds:
-        return Tuned(recipes[0], (), (), np.full((n, k), np.nan), ())
-    tried: list[tuple[Recipe, list[float], list[float], Matrix]] = []
+        empty = np.full((len(context.split.gold), len(context.task.labels)), np.nan)
+        return Tuned(recipes[0], (), (), empty, ())
+    tried: list[Tuned] = []
     for recipe in recipes:
-        useful, scores = [0.0] * n, [0.0] * n
-        matrix: Matrix = np.full((n, max(k, 1)), np.nan)
-        for one in _fold_fits(context, name, recipe, records_for, keep):
-            payload = one.stored()
-            rows = context.split.held_out(one.fold)
-            for place, row in enumerate(rows):
-                useful[row], scores[row] = payload["useful"][place], payload["scores"][place]
-            if "matrix" in payload:
-                matrix[list(rows)] = payload["matrix"]
-        tried.append((recipe, useful, scores, matrix))
-    best = max(range(len(tried)), key=lambda i: (round(float(np.mean(tried[i][1])), 6), -i))
-    recipe, useful, scores, matrix = tried[best]
-    log = [{**r.values(), "useful": float(np.mean(u)), "score": float(np.mean(s))} for r, u, s, _ in tried]
-    return Tuned(recipe, tuple(useful), tuple(scores), matrix, tuple(log))
+        fits = [
+            (context.split.held_out(one.fold), one.stored())
+            for one in _fold_fits(context, name, recipe, records_for, keep)
+        ]
+        tried += [
+            _gathered(context, recipe, [(rows, payload["looks"][at]) for rows, payload in fits]) for at in range(LOOKS)
+        ]
+    best = max(range(len(tried)), key=lambda i: (round(float(np.mean(tried[i].useful)), 6), -i))
+    log = [{**one.recipe.values(), "useful": float(np.mean(one.useful)), "score": one.score} for one in tried]
+    return replace(tried[best], tried=tuple(log))
+
+
+def _gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> Tuned:
+    """Return every gold row's out-of-fold value at one look of all folds; the recipe ends at that look."""
+    n, k = len(context.split.gold), len(context.task.labels)
+    useful, scores = [0.0] * n, [0.0] * n
+    matrix: Matrix = np.full((n, max(k, 1)), np.nan)
+    for rows, look in looks:
+        for place, row in enumerate(rows):
+            useful[row], scores[row] = look["useful"][place], look["scores"][place]
+        if "matrix" in look:
+            matrix[list(rows)] = look["matrix"]
+    epochs = float(np.mean([look["epochs"] for _, look in looks]))
+    return Tuned(replace(recipe, epochs=round(epochs, 2)), tuple(useful), tuple(scores), matrix, ())
 
 
 def _fold_fits(

@@ -227,7 +227,7 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=spend.student_epochs, gold_weight=weight, batch_size=16)
+            replace(gold.recipe, epochs=float(spend.student_epochs), gold_weight=weight, batch_size=16)
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")

@@ -192,7 +192,7 @@ def fit(
         rows,
         config,
         evaluate=look if held_out else None,
-        eval_every=max(1, total // looks),
+        eval_every=max(1, -(-total // looks)),
         progress=progress,
     )
     return Fit(result, tuple(seen))

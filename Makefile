@@ -66,5 +66,5 @@ $(RUN): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(RUN)
 	@echo "setup: installing the developer's tools"
 	@$(PIP) --editable '.[dev]'
-	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib || true
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@

@@ -45,9 +45,7 @@ def _domain(row: Row) -> Row | None:
 
 SOURCES = {
     "clinc150": Source("clinc150", "domain", _domain),
-    "banking77": Source(
-        "banking77", "label", lambda r: {"text": r["text"], "label": r["label"]}, per_class=1, test=0
-    ),
+    "banking77": Source("banking77", "label", lambda r: {"text": r["text"], "label": r["label"]}, per_class=1, test=0),
     "strategyqa": Source(
         "strategyqa", "answer", lambda r: {"question": r["question"], "answer": r["answer"]}, test=200
     ),
@@ -76,9 +74,7 @@ def _draw(rows: list[Row], source: Source, rng: random.Random) -> tuple[list[Row
     for turn in range(max(len(g) for g in groups.values())):
         for name in names:
             room = source.per_class or source.labels
-            if turn < len(groups[name]) and (
-                turn < source.per_class if source.per_class else len(chosen) < room
-            ):
+            if turn < len(groups[name]) and (turn < source.per_class if source.per_class else len(chosen) < room):
                 chosen.append(groups[name][turn])
     taken = {id(r) for r in chosen}
     return chosen, [r for r in rows if id(r) not in taken]
@@ -95,9 +91,7 @@ def prepare(data: Path, out: Path, seeds: list[int], pool: int) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             labels, rest = _draw(list(train), source, random.Random(seed))
             _write(folder / "labels.jsonl", labels)
-            _write(
-                folder / "pool.jsonl", [{k: v for k, v in r.items() if k != source.output} for r in rest[:pool]]
-            )
+            _write(folder / "pool.jsonl", [{k: v for k, v in r.items() if k != source.output} for r in rest[:pool]])
             _write(folder / "test.jsonl", dev[: source.test or None])
 
 
@@ -120,8 +114,7 @@ def table(tasks: Path) -> None:
     for path in sorted((tasks / "runs").glob("*/report.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         cells = [
-            f"{name} {s['score']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]"
-            for name, s in report["systems"].items()
+            f"{name} {s['score']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]" for name, s in report["systems"].items()
         ]
         print(f"{path.parent.name} (n={report['n_test']}): " + "; ".join(cells))
 

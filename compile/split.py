@@ -68,9 +68,7 @@ def make_split(task: Task, *, seed: int = 0, n_folds: int = 3, max_test: int | N
     else:
         cut = _test_cut(strata, rng, max_test)
         test, gold = [rows[i] for i in cut], [i for i in range(len(rows)) if i not in set(cut)]
-        notes.append(
-            f"test-cut: {len(test)} of {len(rows)} labels became test rows; --test gives better ones"
-        )
+        notes.append(f"test-cut: {len(test)} of {len(rows)} labels became test rows; --test gives better ones")
     notes += _few_rows_note(len(test))
     taken = _draw(gold, strata, round(DEV_SHARE * len(gold)), 1, rng)
     order = [i for i in gold if i not in taken] + [i for i in gold if i in taken]
@@ -105,9 +103,7 @@ def _test_cut(strata: Sequence[str], rng: random.Random, max_test: int | None) -
     return sorted(cut)
 
 
-def _draw(
-    indices: Sequence[int], strata: Sequence[str], target: int, keep: int, rng: random.Random
-) -> set[int]:
+def _draw(indices: Sequence[int], strata: Sequence[str], target: int, keep: int, rng: random.Random) -> set[int]:
     """Return up to `target` indices, in proportion to the strata, leaving `keep` of each behind."""
     groups: dict[str, list[int]] = {}
     for i in indices:
@@ -138,15 +134,9 @@ def _usable_folds(strata: Sequence[str], wanted: int) -> tuple[int, list[str]]:
             f"{counted(len(strata), 'row')} in all: nothing can be chosen out of fold, so fixed defaults"
         ]
     n_folds = max(2, min(wanted, len(strata) // 2))
-    notes = (
-        [f"folds: {n_folds} instead of {wanted}, for {counted(len(strata), 'row')}"]
-        if n_folds < wanted
-        else []
-    )
+    notes = [f"folds: {n_folds} instead of {wanted}, for {counted(len(strata), 'row')}"] if n_folds < wanted else []
     if single:
-        notes.append(
-            f"thin-folds: {counted(single, 'class')} with one row, absent where that row is held out"
-        )
+        notes.append(f"thin-folds: {counted(single, 'class')} with one row, absent where that row is held out")
     return n_folds, notes
 
 

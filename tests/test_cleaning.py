@@ -59,9 +59,7 @@ def test_the_same_text_is_the_same_row():
 
 
 def test_repeated_rows_are_kept_once():
-    kept, warnings = drop_duplicates(
-        [row("Hi", "a"), row("ho", "b", 2), row(" hi ", "a", 3)], open_ended=False
-    )
+    kept, warnings = drop_duplicates([row("Hi", "a"), row("ho", "b", 2), row(" hi ", "a", 3)], open_ended=False)
     assert [r.where for r in kept] == ["line 1", "line 2"]
     assert warnings == ["duplicate-rows: left out 1 row whose input comes earlier: line 3"]
 
@@ -77,9 +75,7 @@ def test_contradictory_rows_are_all_set_aside():
 
 
 def test_many_contradictions_are_an_error():
-    with pytest.raises(
-        InputError, match=r"2 of 4 rows have the same input and different outputs: line 1 \(a\)"
-    ):
+    with pytest.raises(InputError, match=r"2 of 4 rows have the same input and different outputs: line 1 \(a\)"):
         drop_duplicates([row("x", "a"), row("x", "b", 2), row("y", "a"), row("z", "b")], open_ended=False)
 
 
@@ -90,9 +86,7 @@ def test_open_outputs_can_have_several_answers():
 
 
 def test_seen_rows_are_dropped():
-    kept, warnings = drop_seen(
-        [row("x", "a"), row("y", "a")], [input_key({"text": "X"})], name="n", what="rows"
-    )
+    kept, warnings = drop_seen([row("x", "a"), row("y", "a")], [input_key({"text": "X"})], name="n", what="rows")
     assert [r.inputs["text"] for r in kept] == ["y"]
     assert warnings == ["n: left out 1 of 2 rows"]
     assert drop_seen(kept, [], name="n", what="rows") == (kept, [])

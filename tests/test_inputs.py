@@ -37,9 +37,7 @@ def fails(path: Path) -> InputError:
     return error
 
 
-@pytest.mark.parametrize(
-    "name", ["rows.jsonl", "rows.ndjson", "rows.json", "rows.csv", "rows.tsv", "rows.parquet"]
-)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.json", "rows.csv", "rows.tsv", "rows.parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, name: str):
     path = tmp_path / name
     if path.suffix == ".parquet":
@@ -236,9 +234,7 @@ values = st.recursive(
 
 @settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({"a": values, "b": values}), min_size=1, max_size=5))
-def test_what_json_writes_is_what_is_read(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
-):
+def test_what_json_writes_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]):
     folder = tmp_path_factory.mktemp("json")
     lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
     assert read_rows(write(folder, "a.jsonl", lines)) == rows

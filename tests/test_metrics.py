@@ -70,9 +70,7 @@ def test_numbers_are_read_out_of_text(text: Any, number: float | None):
 
 
 @settings(deadline=None)
-@given(
-    st.integers(-(10**9), 10**9), st.sampled_from(["{}", "${}", "about {} cups", "{:,}", "= {:,} .", "{}.0"])
-)
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "${}", "about {} cups", "{:,}", "= {:,} .", "{}.0"]))
 def test_a_number_survives_its_dress(number: int, dress: str):
     assert parse_number(dress.format(abs(number))) == abs(number)
     assert parse_number(f"{number:,}") == number

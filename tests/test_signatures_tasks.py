@@ -56,9 +56,7 @@ def test_objects_parse_to_plain_dictionaries():
     annotation = annotation_of(spans, "slots")
     for value in spans:
         assert parse_value(str(value).replace("'", '"').replace("True", "true"), annotation) == value
-    assert parse_value('[{"slot": "people", "value": 2, "other": 1}]', annotation) == [
-        {"slot": "people", "value": "2"}
-    ]
+    assert parse_value('[{"slot": "people", "value": 2, "other": 1}]', annotation) == [{"slot": "people", "value": "2"}]
 
 
 def test_nested_objects_are_typed_and_saved_as_json():
@@ -73,9 +71,7 @@ def test_nested_objects_are_typed_and_saved_as_json():
 
 
 def test_the_structure_is_described_in_one_line():
-    spans = [
-        [{"slot": s, "value": v}] for s, v in [("time", "7"), ("date", "x"), ("time", "8"), ("date", "y")]
-    ]
+    spans = [[{"slot": s, "value": v}] for s, v in [("time", "7"), ("date", "x"), ("time", "8"), ("date", "y")]]
     assert describe_structure(spans, "slots") == (
         'JSON list of objects with the keys slot ("date", "time") and value; [] if there is none'
     )
@@ -94,9 +90,7 @@ def test_label_descriptions_replace_earlier_ones():
     assert with_label_descriptions("The kind.\nHUM: x", {"HUM": "x"}, {}) == "The kind."
 
 
-@pytest.mark.parametrize(
-    "kind", ["classification", "extraction", "number", "short_answer", "text", "program"]
-)
+@pytest.mark.parametrize("kind", ["classification", "extraction", "number", "short_answer", "text", "program"])
 def test_instructions_name_the_columns(kind: str):
     said = default_instructions(kind, ["subject", "mail_body", "sender"], ["news_topic"])
     assert "subject, mail body and sender" in said

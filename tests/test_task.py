@@ -67,9 +67,7 @@ def test_numbers_reason_first():
 
 
 def test_json_becomes_typed_fields():
-    rows = [
-        {"text": f"table at {h}", "slots": json.dumps([{"slot": "time", "value": str(h)}])} for h in range(5)
-    ]
+    rows = [{"text": f"table at {h}", "slots": json.dumps([{"slot": "time", "value": str(h)}])} for h in range(5)]
     task = task_from_labels(rows, output="slots")
     assert (task.kind, task.metric_name) == ("extraction", "slot F1")
     assert set(get_args(output(task, "slots").annotation)[0].__annotations__) == {"slot", "value"}
@@ -84,9 +82,7 @@ def test_lists_and_objects_do_not_mix():
 
 
 def test_short_answers_and_text():
-    rows = [
-        {"q": f"question {i}", "a": f"answer number {i}", "b": "many words " * 9 + str(i)} for i in range(6)
-    ]
+    rows = [{"q": f"question {i}", "a": f"answer number {i}", "b": "many words " * 9 + str(i)} for i in range(6)]
     assert task_from_labels(rows, output="a", inputs=["q"]).metric_name == "token F1"
     task = task_from_labels(rows, output="b", inputs=["q"], name="essay")
     assert (task.kind, task.metric_name, task.name) == ("text", "chrF", "essay")
@@ -99,9 +95,7 @@ def test_several_outputs_are_a_program():
     assert (task.kind, task.label_field, task.labels) == ("program", "label", ("a", "b"))
     assert task.metric(task.examples[1], dspy.Prediction(label="b", n="9")) == 0.5
     assert desc(task) == "a: first\nb: second"
-    with_two = task_from_labels(
-        [{**r, "more": r["label"]} for r in rows], output=["label", "more"], inputs=["text"]
-    )
+    with_two = task_from_labels([{**r, "more": r["label"]} for r in rows], output=["label", "more"], inputs=["text"])
     assert (with_two.label_field, with_two.labels) == ("", ())
     assert with_two.label_of(with_two.examples[0]) == ""
 
@@ -177,9 +171,7 @@ def examples(n: int = 4) -> list[dspy.Example]:
 def test_any_program_makes_a_task():
     test = [*examples(1), dspy.Example(text="new", label=True).with_inputs("text")]
     pool = [{"text": "NEW"}, {"text": "other", "id": 3}]
-    task = Task.from_program(
-        Sort(), examples(), test=test, unlabeled=pool, label_descriptions={"True": "cards"}
-    )
+    task = Task.from_program(Sort(), examples(), test=test, unlabeled=pool, label_descriptions={"True": "cards"})
     assert (task.kind, task.labels, task.metric_name) == ("classification", ("True", "False"), "accuracy")
     assert task.test == (test[1],)
     assert task.unlabeled == ({"text": "other"},)
@@ -228,9 +220,7 @@ def build():
 def test_a_task_file_is_loaded_with_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "neighbour", raising=False)
     (tmp_path / "neighbour.py").write_text(
-        "import dspy\n"
-        "def rows():\n"
-        "    return [dspy.Example(text=t, label=t).with_inputs('text') for t in 'ab']\n"
+        "import dspy\ndef rows():\n    return [dspy.Example(text=t, label=t).with_inputs('text') for t in 'ab']\n"
     )
     path = tmp_path / "my_task.py"
     path.write_text(FILE)
@@ -287,9 +277,7 @@ def test_rows_that_fit_change_nothing():
 
 
 def test_long_rows_are_left_out_and_named():
-    task = check_context(
-        long_task(unlabeled=[{"text": "far too long " * 30}, {"text": "short"}]), words, 40, reserve=5
-    )
+    task = check_context(long_task(unlabeled=[{"text": "far too long " * 30}, {"text": "short"}]), words, 40, reserve=5)
     assert len(task.examples) == 10
     assert task.unlabeled == ({"text": "short"},)
     assert task.warnings == (

@@ -198,7 +198,7 @@ class _Way:
 
         def work() -> dict[str, Any]:
             payload = fit_final(context, name, recipe, records)
-            log = {"records_in": len(records), "kept": payload["recipe"], "tried": list(tuned.tried)}
+            log = {"records_in": len(records), "kept": recipe.summary(), "tried": list(tuned.tried)}
             return {**payload, "log": log}
 
         return self._done(context.run.stage(f"finetune {name}", key, work, show=False), name)

@@ -55,6 +55,15 @@ class Recipe:
             loss_per="row" if closed else "token",
         )
 
+    def summary(self) -> str:
+        """Return the recipe in a few words.
+
+        >>> Recipe(1e-3, 6.0, gold_weight=2.0).summary()
+        'lr 0.001, 6 epochs, gold x2'
+        """
+        gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
+        return f"lr {self.lr:g}, {self.epochs:g} epochs{gold}{', demonstrations' if self.demos else ''}"
+
     def values(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
         return asdict(self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,14 +26,23 @@ def concurrently(
     >>> concurrently(lambda n: n * n, [3, 1, 2])
     [9, 1, 4]
     """
-    with ThreadPoolExecutor(max(1, min(threads, len(items)))) as pool:
-        jobs: list[Future[R]] = [pool.submit(function, item) for item in items]
+    workers = max(1, min(threads, len(items)))
+    results: dict[int, R] = {}
+    # Few calls wait ahead of the threads: when `done` ends the work, what has not begun costs nothing.
+    waiting, running = iter(enumerate(items)), dict[Future[R], int]()
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for job in as_completed(jobs):
-                result = job.result()
-                if done is not None:
-                    done(result)
+            while True:
+                for at, item in islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(function, item)] = at
+                if not running:
+                    break
+                for job in wait(running, return_when=FIRST_COMPLETED).done:
+                    at = running.pop(job)
+                    results[at] = job.result()
+                    if done is not None:
+                        done(results[at])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [job.result() for job in jobs]
+    return [results[at] for at in range(len(items))]

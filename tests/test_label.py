@@ -85,7 +85,7 @@ def test_a_stage_in_which_everything_fails_ends_early() -> None:
     lm, backend = scripted(lambda request: "no idea")
     with pytest.raises(StageEmpty, match="no idea"):
         label_pool([{"text": str(i)} for i in range(200)], labeler(lm), config=LabelConfig(patience=6, threads=2))
-    assert 6 <= len(backend.requests) < 200
+    assert 6 <= len(backend.requests) < 20
     with pytest.raises(StageEmpty, match="none of the first 2 calls"):
         label_pool([{"text": "a"}, {"text": "b"}], labeler(lm))
 

@@ -92,7 +92,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that change results (not the folder, not the budgets): the root of every stage's key."""
         skip = {"out", "max_usd", "max_tokens", "max_minutes"}
-        return {k: v for k, v in asdict(self).items() if k not in skip}
+        return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": asdict(self.spend)}
 
 
 def check(config: RunConfig) -> None:

@@ -52,11 +52,11 @@ class Live:
 
     def note(self, text: str) -> None:
         """One line worth keeping."""
-        self.console.print(f"[dim]{self._clock()}[/]   {text}", highlight=False)
+        self.console.print(f"[dim]{self._clock()}[/]   {text}", highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One named warning."""
-        self.console.print(f"[dim]{self._clock()}[/]   [yellow]warning[/] {text}", highlight=False)
+        self.console.print(f"[dim]{self._clock()}[/]   [yellow]warning[/] {text}", highlight=False, soft_wrap=True)
 
     def step(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Draw `done` of `total`; where stderr is no terminal, a line at the end of each piece of work."""
@@ -88,7 +88,11 @@ def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}", highlight=False)
+        console.print(
+            f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -103,10 +107,10 @@ def run(config: RunConfig, *, until: Stage) -> None:
     with _stoppable(config, console), live.progress:
         outcome = run_stages(config, until=until, reporter=live)
     if outcome.report is None:
-        console.print(f"{until} is done. Go on with: limbeck run {config.out}", highlight=False)
+        console.print(f"{until} is done. Go on with: limbeck run {config.out}", highlight=False, soft_wrap=True)
         return
     Console().print(render_terminal(outcome.report))
-    console.print(f"predict with it: limbeck predict {config.out} ROWS.jsonl", highlight=False)
+    console.print(f"predict with it: limbeck predict {config.out} ROWS.jsonl", highlight=False, soft_wrap=True)
 
 
 def forecast(config: RunConfig) -> None:
@@ -128,7 +132,7 @@ def predict(folder: Path, rows: Path, out: Path | None, system: str, probabiliti
     console = Console(stderr=True)
     live = Live(console)
     deployed = load_run(folder, system)
-    console.print(f"{len(given)} rows with {deployed.system} of {folder}", highlight=False)
+    console.print(f"{len(given)} rows with {deployed.system} of {folder}", highlight=False, soft_wrap=True)
     with live.progress:
         found = deployed.predict(
             given,

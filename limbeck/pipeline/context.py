@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,9 +54,8 @@ class Context:
     def folds(self) -> Folds:
         """Return the gold rows' classes and folds for the labelers of a closed task."""
         index = {label: i for i, label in enumerate(self.task.labels)}
-        gold = cast(Sequence[Any], self.split.gold)
         return Folds(
-            tuple(index[str(e[self.output])] for e in gold),
+            tuple(index[self.task.label_of(e)] for e in self.split.gold),
             self.split.folds,
             self.split.n_folds,
             self.task.labels,

@@ -82,7 +82,7 @@ class _FoldFit:
         if self.folder:
             save(done.result, self.folder)
         labels = context.task.labels if context.closed else ()
-        answers = [cast(Any, gold[i])[context.output] for i in rows]
+        answers = [context.task.label_of(gold[i]) for i in rows]
         looks: list[dict[str, Any]] = []
         for epochs, result in done.looks:
             look: dict[str, Any] = {

@@ -231,7 +231,7 @@ def label_matrix(result: SystemResult, field: str, labels: Sequence[str]) -> Mat
     return out / out.sum(axis=1, keepdims=True)
 
 
-def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Sequence[Any]) -> list[float]:
+def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Sequence[str]) -> list[float]:
     """Return each row's value for choosing recipes: for labels the mean of hit and probability of gold.
 
     With tens of rows the hit rate alone moves in steps of two points; the probability of the right label is
@@ -241,7 +241,7 @@ def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Se
         return list(result.scores)
     matrix = np.nan_to_num(label_matrix(result, field, labels))
     index = {label: i for i, label in enumerate(labels)}
-    return [(score + float(matrix[row, index[str(gold[row])]])) / 2 for row, score in enumerate(result.scores)]
+    return [(score + float(matrix[row, index[gold[row]]])) / 2 for row, score in enumerate(result.scores)]
 
 
 def save(result: TrainResult, folder: Path) -> Path:

@@ -68,7 +68,6 @@ def program_for(context: Context, task: Task, demos: int, *, block: int, seed: i
 def _out_of_fold(context: Context, prompt: Prompt) -> tuple[list[float], list[float], Matrix]:
     """Return (usefulness, hits, probabilities [N, K]) of a prompt on every gold row, by prompts blind to its fold."""
     gold, labels = context.split.gold, context.task.labels
-    answers = cast(Sequence[Any], gold)
     values, hits = [0.0] * len(gold), [0.0] * len(gold)
     matrix: Matrix = np.full((len(gold), len(labels)), np.nan)
     blocks = range(context.split.n_folds) if prompt.demos or prompt.by_fold else (-1,)
@@ -77,7 +76,7 @@ def _out_of_fold(context: Context, prompt: Prompt) -> tuple[list[float], list[fl
         task = context.task.with_descriptions(prompt.shown(block))
         program = program_for(context, task, prompt.demos, block=block)
         result = predict(context.plan, program, context.teacher, [gold[i] for i in rows], "teacher")
-        given = [answers[i][context.output] for i in rows]
+        given = [context.task.label_of(gold[i]) for i in rows]
         useful = usefulness(result, context.output, labels, given)
         matrix[rows] = label_matrix(result, context.output, labels)
         for i, value, hit in zip(rows, useful, result.scores, strict=True):

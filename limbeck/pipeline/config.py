@@ -21,27 +21,24 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much one effort level spends; counts are rows, `teacher_minutes` is the plan for a local teacher."""
+    """How much one effort level spends; counts are rows, `samples` answers per open input."""
 
     folds: int
     pool_rows: int
     synthetic_rows: int
     demo_tokens: int
-    description_seeds: int
     learning_rates: tuple[float, ...]
     gold_epochs: int
     student_epochs: int
     gold_weights: tuple[float, ...]
     test_rows: int
     samples: int
-    final_seeds: int
-    teacher_minutes: float
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(2, 360, 240, 1200, 1, (1e-3, 4e-4), 8, 3, (2.0,), 400, 3, 1, 24.0),
-    "standard": Effort(3, 1000, 600, 2000, 2, (2e-4, 5e-4, 1e-3), 15, 5, (2.0, 6.0), 2000, 5, 1, 120.0),
-    "thorough": Effort(4, 4000, 2000, 3000, 3, (1e-4, 3e-4, 5e-4, 1e-3), 20, 6, (1.0, 3.0, 9.0), 0, 8, 3, 600.0),
+    "quick": Effort(2, 360, 240, 1200, (1e-3, 4e-4), 8, 3, (2.0,), 400, 3),
+    "standard": Effort(3, 1000, 600, 2000, (2e-4, 5e-4, 1e-3), 12, 5, (2.0, 6.0), 2000, 5),
+    "thorough": Effort(4, 4000, 2000, 3000, (1e-4, 3e-4, 5e-4, 1e-3), 15, 6, (1.0, 3.0, 9.0), 0, 8),
 }
 
 

@@ -17,14 +17,12 @@ import numpy as np
 from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import Progress
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.students import Matrix, Recipe, fit, label_matrix, lm_of, predict, save, usefulness
+from limbeck.pipeline.students import LOOKS, Matrix, Recipe, fit, label_matrix, lm_of, predict, save, usefulness
 from limbeck.records import Record, stable_hash
 
 # The folder of each trained student's adapter, and of the fits that only label new rows.
 ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only"}
 FITS = "data/fits"
-# Evenly spaced points of a fit at which the held-out rows are predicted: the dev metric chooses where to end.
-LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ class _FoldFit:
             self.recipe,
             self.records,
             held_out=[gold[i] for i in rows],
-            looks=LOOKS,
             progress=_watch(context, what),
         )
         if self.folder:
@@ -84,9 +81,8 @@ class _FoldFit:
         labels = context.task.labels if context.closed else ()
         answers = [context.task.label_of(gold[i]) for i in rows]
         looks: list[dict[str, Any]] = []
-        for epochs, result in done.looks:
+        for result in done.looks:
             look: dict[str, Any] = {
-                "epochs": epochs,
                 "useful": usefulness(result, context.output, labels, answers),
                 "scores": list(result.scores),
             }
@@ -125,9 +121,10 @@ def tune(
             (context.split.held_out(one.fold), one.stored())
             for one in _fold_fits(context, name, recipe, records_for, keep)
         ]
-        tried += [
-            _gathered(context, recipe, [(rows, payload["looks"][at]) for rows, payload in fits]) for at in range(LOOKS)
-        ]
+        for at in range(LOOKS):
+            # A fit of very few steps has fewer looks; its last one stands for the rest.
+            looks = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
+            tried.append(_gathered(context, replace(recipe, stop=(at + 1) / LOOKS), looks))
     best = max(range(len(tried)), key=lambda i: (round(float(np.mean(tried[i].useful)), 6), -i))
     log = [{**one.recipe.values(), "useful": float(np.mean(one.useful)), "score": one.score} for one in tried]
     return replace(tried[best], tried=tuple(log))
@@ -143,8 +140,7 @@ def _gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[i
             useful[row], scores[row] = look["useful"][place], look["scores"][place]
         if "matrix" in look:
             matrix[list(rows)] = look["matrix"]
-    epochs = float(np.mean([look["epochs"] for _, look in looks]))
-    return Tuned(replace(recipe, epochs=round(epochs, 2)), tuple(useful), tuple(scores), matrix, ())
+    return Tuned(recipe, tuple(useful), tuple(scores), matrix, ())
 
 
 def _fold_fits(

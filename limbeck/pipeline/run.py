@@ -28,7 +28,7 @@ from limbeck.pipeline.judge import (
 from limbeck.pipeline.learn import FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, StudentPlan
-from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget
+from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, with_instructions
 from limbeck.records import Record, read_records
 from limbeck.report import write_report
 from limbeck.task import Task, check_context, load_task, task_from_labels
@@ -167,6 +167,8 @@ class _Way:
         task = context.task.with_descriptions(payload["descriptions"]) if context.closed else context.task
         self.program: dspy.Module = task.program.deepcopy()
         cast(Any, self.program).load(str(context.run.path / "program.json"))
+        if context.closed:
+            task = with_instructions(task, self.program)
         self.context = replace(context, task=task, plan=replace(context.plan, task=task))
         return payload
 
@@ -227,7 +229,7 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=float(spend.student_epochs), gold_weight=weight, batch_size=16)
+            replace(gold.recipe, epochs=float(spend.student_epochs), gold_weight=weight, batch_size=16, stop=1.0)
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")

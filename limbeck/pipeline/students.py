@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
+# Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
+LOOKS = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not.
 
-    `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in.
+    `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
+    the share of the steps after which the weights are kept; the learning rate falls as if all were taken.
     """
 
     lr: float
@@ -42,6 +45,7 @@ class Recipe:
     demos: bool = False
     normalize: str = "vocabulary"
     batch_size: int = 16
+    stop: float = 1.0
     seed: int = 0
 
     def train_config(self, closed: bool) -> TrainConfig:
@@ -62,7 +66,7 @@ class Recipe:
         'lr 0.001, 6 epochs, gold x2'
         """
         gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
-        return f"lr {self.lr:g}, {self.epochs:g} epochs{gold}{', demonstrations' if self.demos else ''}"
+        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{', demonstrations' if self.demos else ''}"
 
     def values(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""
@@ -165,10 +169,10 @@ def lm_of(loaded: LoadedModel, **options: Any) -> LM:
 
 @dataclass(frozen=True)
 class Fit:
-    """One finished fit: the trained model, and what it predicted at each look (epoch, result)."""
+    """One finished fit: the trained model, and what it predicted at each look."""
 
     result: TrainResult
-    looks: tuple[tuple[float, SystemResult], ...]
+    looks: tuple[SystemResult, ...]
 
 
 def fit(
@@ -177,10 +181,9 @@ def fit(
     records: Sequence[Record],
     *,
     held_out: Sequence[dspy.Example] = (),
-    looks: int = 1,
     progress: Callable[[Progress], None] | None = None,
 ) -> Fit:
-    """Train one student on the records; predict `held_out` at `looks` evenly spaced points of training."""
+    """Train one student on the records; predict `held_out` at `LOOKS` evenly spaced points of training."""
     loaded = load_model(plan.base)
     rows = training_rows(plan, recipe, records, loaded.tokenizer)
     if not rows:
@@ -189,21 +192,18 @@ def fit(
             hint="a stronger --teacher, or a program without a rationale",
         )
     config = recipe.train_config(plan.closed)
-    total, seen = config.steps(len(rows)), list[tuple[float, SystemResult]]()
+    total, seen = config.steps(len(rows)), list[SystemResult]()
+
+    every = max(1, -(-total // LOOKS))
+    last = max(every, round(LOOKS * recipe.stop) * every)
 
     def look(step: int, student: LoadedModel) -> float:
-        done = predict(plan, plan.program(recipe), lm_of(student), held_out)
-        seen.append((recipe.epochs * step / total, done))
-        return float(step)
+        if held_out:
+            seen.append(predict(plan, plan.program(recipe), lm_of(student), held_out))
+        # The latest of equals is kept: the checkpoint at which the recipe ends.
+        return float(step <= last)
 
-    result = train(
-        loaded,
-        rows,
-        config,
-        evaluate=look if held_out else None,
-        eval_every=max(1, -(-total // looks)),
-        progress=progress,
-    )
+    result = train(loaded, rows, config, evaluate=look, eval_every=every, progress=progress)
     return Fit(result, tuple(seen))
 
 
@@ -216,9 +216,9 @@ def predict(
             name, program, lm, examples, plan.task.metric, adapter=plan.adapter, threads=32, latency_rows=0
         )
     finally:
-        close = getattr(lm.backend, "close", None)
-        if close and lm.ledger is None:
-            close()
+        engine = getattr(lm.backend, "engine", None)
+        if engine is not None and lm.ledger is None:
+            engine.close()
 
 
 def label_matrix(result: SystemResult, field: str, labels: Sequence[str]) -> Matrix:

@@ -8,7 +8,7 @@ the same predictions later calibrate the teacher. Other programs go through DSPy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import dspy
@@ -16,7 +16,8 @@ import numpy as np
 
 from limbeck.compile.demos import draw_demos, row_length, with_demos
 from limbeck.compile.describe import induce_by_fold, induce_descriptions, is_opaque
-from limbeck.compile.optimize import compile_program
+from limbeck.compile.optimize import Compiled, compile_program
+from limbeck.models import connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
 from limbeck.task import Task
@@ -115,6 +116,16 @@ def compile_closed(context: Context) -> dict[str, Any]:
     Without folds (one row a class) nothing can be compared: descriptions and demonstrations are both kept, as
     the fixed default.
     """
+    notes: list[str] = []
+    optimizer = context.config.optimizer
+    if optimizer:
+        compiled = _optimize(context)
+        notes = list(compiled.notes)
+        if compiled.kept:
+            # Its instructions go on; demonstrations are drawn per block, so that no row is shown its own answer.
+            context = replace(context, task=with_instructions(context.task, compiled.program))
+        else:
+            notes.append(f"{optimizer} did not beat the plain prompt on dev rows: it is not kept")
     described, blind = _described(context)
     k = demo_budget(context.split.gold, context.spend.demo_tokens)
     bare, shown = Prompt("zero-shot", {}, 0), Prompt("demonstrations", {}, k)
@@ -143,22 +154,45 @@ def compile_closed(context: Context) -> dict[str, Any]:
         "induced": described,
         "demos": chosen.demos,
         "tried": tried,
+        "notes": notes,
         "oof": oof,
         "log": {"records_in": len(context.split.gold), "kept": chosen.name, "tried": tried},
     }
 
 
-def compile_open(context: Context) -> dict[str, Any]:
-    """Compile the teacher's program with one of DSPy's optimizers; return the stage's payload."""
-    compiled = compile_program(
+def _optimize(context: Context) -> Compiled:
+    """Run the optimizer that the user named, or those of the effort level."""
+    config, run = context.config, context.run
+    reflection = (
+        connect(config.reflection, api_base=config.api_base or None, ledger=run.ledger, budget=run.budget)
+        if config.reflection
+        else None
+    )
+    return compile_program(
         context.task,
         context.split,
         context.teacher,
-        optimizer=context.config.optimizer or None,
-        effort=context.config.effort,
-        seed=context.config.seed,
+        optimizer=config.optimizer or None,
+        effort=config.effort,
+        seed=config.seed,
         adapter=context.plan.adapter,
+        reflection_lm=reflection,
+        progress=lambda what, done, total: run.reporter.step(f"compiling: {what}", done, total),
     )
+
+
+def with_instructions(task: Task, program: dspy.Module) -> Task:
+    """Return the task with the instructions that a compiled program of one predictor has."""
+    copy = task.program.deepcopy()
+    found = cast(Any, program).predictors()[0].signature.instructions
+    for predictor in cast(list[Any], copy.predictors()):
+        predictor.signature = predictor.signature.with_instructions(found)
+    return replace(task, program=copy)
+
+
+def compile_open(context: Context) -> dict[str, Any]:
+    """Compile the teacher's program with one of DSPy's optimizers; return the stage's payload."""
+    compiled = _optimize(context)
     cast(Any, compiled.program).save(str(context.run.path / "program.json"))
     return {
         "files": ["program.json"],

@@ -33,7 +33,7 @@ from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import Tuned, fold_predictions
-from limbeck.pipeline.students import Matrix, label_matrix, predict
+from limbeck.pipeline.students import label_matrix, predict
 from limbeck.records import Record, read_records, write_records
 
 # Below this many parameters a teacher writes worse when asked for a style.
@@ -41,6 +41,8 @@ _FOLLOWS_STYLES = 5e8
 # A gold answer of the teacher counts as right from this score of the metric on.
 _RIGHT = 0.99
 CANDIDATES, KEPT, REJECTED = "data/candidates.parquet", "data/kept.parquet", "data/rejected.parquet"
+# The kept rows as labelled without sight of the gold fold that their block keeps out: for out-of-fold fits alone.
+BLIND = "data/kept_blind.parquet"
 
 
 def pool_inputs(context: Context) -> list[dict[str, Any]]:
@@ -255,25 +257,37 @@ def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
 
 def _judge(
     context: Context, records: Sequence[Record], oof: Any, tuned: Tuned, adapters: Callable[[], list[Path]]
-) -> Judgement:
-    """Return what all labelers together say about the records, weighed by their out-of-fold record."""
+) -> tuple[Judgement, Judgement]:
+    """Return what all labelers together say about the records, weighed by their out-of-fold record.
+
+    The first judgement takes every fold's model, and is what the final student learns from. The second takes for a
+    record of block k only models that saw no gold row of fold k, and is for students that are judged on that fold.
+    """
     task, folds = context.task, context.folds()
     texts = [record_text(r.inputs) for r in records]
     linear = linear_labelers(context)
-    given: dict[str, Matrix] = {"teacher": probability_matrix(records, task.labels, context.output)}
+    by_fold = {name: labeler.predict_folds(texts) for name, labeler in linear.items()}
     if folds.n:
-        students = fold_predictions(context, tuned.recipe, [r.inputs for r in records], adapters())
-        given["student"] = np.mean(students, axis=0)
-    for name, labeler in linear.items():
-        given[name] = np.mean(labeler.predict_folds(texts), axis=0)
+        by_fold["student"] = fold_predictions(context, tuned.recipe, [r.inputs for r in records], adapters())
+    teacher = {"teacher": probability_matrix(records, task.labels, context.output)}
+    blocks = [max(0, r.provenance.block) for r in records]
+    whole = teacher | {name: np.mean(found, axis=0) for name, found in by_fold.items()}
+    blind = teacher | {
+        name: np.stack([found[block % len(found)][row] for row, block in enumerate(blocks)])
+        for name, found in by_fold.items()
+    }
     if folds.n:
         measured = {"teacher": np.asarray(oof), "student": tuned.matrix}
         measured |= {n: folds.out_of_fold(labeler.gold_by_fold) for n, labeler in linear.items()}
         model = fit_label_model(measured, folds.y_N, task.labels, folds=folds.fold_N)
     else:
         model = _unseen_model(context, linear)
-        given = {name: p for name, p in given.items() if name in model.weights}
-    return Judgement(context.output, model, model.predict(given))
+        whole = {name: p for name, p in whole.items() if name in model.weights}
+        blind = {name: p for name, p in blind.items() if name in model.weights}
+    return (
+        Judgement(context.output, model, model.predict(whole)),
+        Judgement(context.output, model, model.predict(blind)),
+    )
 
 
 def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> LabelModel:
@@ -307,18 +321,19 @@ def curate_stage(context: Context, oof: Any, tuned: Tuned, adapters: Callable[[]
     student's fold adapters where they are needed.
     """
     records = read_records(context.run.path / CANDIDATES)
-    judgement = _judge(context, records, oof, tuned, adapters) if context.closed and records else None
-    done = curate(
-        records,
-        gold=gold_records(context.split.gold, folds=context.split.folds),
-        protected=[record_text(row) for row in _test_inputs(context)],
-        judgement=judgement,
-    )
+    judgement = blind = None
+    if context.closed and records:
+        judgement, blind = _judge(context, records, oof, tuned, adapters)
+    gold = gold_records(context.split.gold, folds=context.split.folds)
+    protected = [record_text(row) for row in _test_inputs(context)]
+    done = curate(records, gold=gold, protected=protected, judgement=judgement)
+    for_folds = curate(records, gold=gold, protected=protected, judgement=blind) if blind else done
     write_records(done.kept, context.run.path / KEPT)
+    write_records(for_folds.kept, context.run.path / BLIND)
     write_records(done.rejected, context.run.path / REJECTED)
     _say(context, done)
     return {
-        "files": [KEPT, REJECTED],
+        "files": [KEPT, BLIND, REJECTED],
         "label_model": judgement.model.report() if judgement else None,
         "kept": len(done.kept),
         "log": {

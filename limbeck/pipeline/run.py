@@ -15,7 +15,7 @@ from limbeck.compile.split import make_split
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import KEPT, curate_stage, synthesize_stage, trusted_gold
+from limbeck.pipeline.data import BLIND, KEPT, curate_stage, synthesize_stage, trusted_gold
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
     STUDENT,
@@ -226,6 +226,7 @@ class _Way:
         """Tune and train the student on labels and kept rows; None where nothing was kept."""
         context, spend = self.context, self.context.spend
         kept = read_records(context.run.path / KEPT)
+        unseen = read_records(context.run.path / BLIND)
         if not kept:
             return None
         recipes = [
@@ -235,7 +236,7 @@ class _Way:
         context.run.reporter.stage("finetune")
 
         def blind(fold: int) -> list[Record]:
-            return self._gold_outside(fold) + [r for r in kept if r.provenance.block in (fold, -1)]
+            return self._gold_outside(fold) + [r for r in unseen if r.provenance.block in (fold, -1)]
 
         tuned = tune(context, STUDENT, recipes, blind)
         self._final(STUDENT, tuned.recipe, self.gold + kept, tuned)

@@ -20,7 +20,7 @@ setup: $(DEV) ## environment with limbeck, the embedded model and the developer'
 
 quickstart: $(RUN) ## tens of labels to a distilled student and a verdict, in minutes on two cores
 	@$(BIN)/limbeck run --labels $(QUICKSTART)/labels.jsonl --output label --test $(QUICKSTART)/test.jsonl \
-		--unlabeled $(QUICKSTART)/unlabeled.jsonl --pool-rows 160 --teacher embedded --student embedded --effort quick --out $(OUT)
+		--unlabeled $(QUICKSTART)/unlabeled.jsonl --teacher embedded --student embedded --effort quick --out $(OUT)
 
 test: $(DEV) ## all tests, offline
 	@$(BIN)/python -m pytest -q

@@ -144,6 +144,8 @@ def test_closing_an_unused_gatherer_twice_is_fine(gatherers: Callable[..., Gathe
     gatherer = gatherers(double)
     gatherer.close()
     gatherer.close()
+    with pytest.raises(ModelError, match="closed"):
+        gatherer.call(1)
 
 
 def test_settle_leaves_an_outcome_alone():

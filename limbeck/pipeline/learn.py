@@ -69,8 +69,11 @@ class _FoldFit:
         context, gold = self.context, self.context.split.gold
         rows = context.split.held_out(self.fold)
         what = f"{self.name}: lr {self.recipe.lr:g}, fold {self.fold + 1}/{context.split.n_folds}"
+        held = {id(gold[i]) for i in rows}
+        # The student's own demonstrations may not show the rows that it is judged on.
+        demos = tuple(demo for demo in context.plan.demos if id(demo) not in held)
         done = fit(
-            context.plan,
+            replace(context.plan, demos=demos),
             self.recipe,
             self.records,
             held_out=[gold[i] for i in rows],

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import dspy
 
+from limbeck.compile.demos import draw_demos
 from limbeck.compile.label import gold_records
 from limbeck.compile.split import make_split
 from limbeck.models import LM, CompactAdapter, connect
@@ -91,8 +92,9 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
         folder.warn(text)
-    demos = tuple(split.gold[: demo_budget(split.gold, config.spend.demo_tokens)])
-    plan = StudentPlan(config.student, CompactAdapter(), task, demos)
+    k = demo_budget(split.gold, config.spend.demo_tokens)
+    demos = draw_demos(split.gold, k, config.seed, labels=task.labels, output=task.label_field)
+    plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos))
     folder.reporter.note(
         f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"
         + (f", {len(task.labels)} classes" if task.labels else "")

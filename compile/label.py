@@ -31,6 +31,7 @@ Progress = Callable[[int, int], None]
 FAILED = "failed"
 _RATIONALES = ("reasoning", "rationale")
 _SHOWN_ERROR = 300
+_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class Labeler:
 class LabelConfig:
     """How inputs are answered.
 
-    One sample is asked for at temperature 0; several (`samples`) at `temperature`, their seeds from `seed`.
+    `temperature` None is 0 for one sample and 0.8 for several (`samples`), whose seeds come from `seed`.
     The stage ends with StageEmpty when the first `patience` calls, or all of fewer, fail.
     """
 
     method: str = "pool"
     samples: int = 1
-    temperature: float = 0.8
+    temperature: float | None = None
     threads: int = 16
     seed: int = 0
     patience: int = 24
@@ -274,13 +275,13 @@ def _bare(program: dspy.Module) -> dspy.Module:
 
 
 def _samplers(lm: dspy.LM, config: LabelConfig) -> list[Any]:
-    if config.samples == 1:
-        return [cast(Any, lm).copy(temperature=0.0)]
+    temperature = config.temperature
+    if temperature is None:
+        temperature = 0.0 if config.samples == 1 else _TEMPERATURE
+    if not temperature:
+        return [cast(Any, lm).copy(temperature=0.0)] * config.samples
     first = config.seed * 1000
-    return [
-        cast(Any, lm).copy(temperature=config.temperature, rollout_id=first + sample)
-        for sample in range(config.samples)
-    ]
+    return [cast(Any, lm).copy(temperature=temperature, rollout_id=first + sample) for sample in range(config.samples)]
 
 
 def _ask(labeler: Labeler, block: int, inputs: Mapping[str, Any]) -> Answer:

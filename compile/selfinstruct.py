@@ -106,7 +106,12 @@ def self_instruct(
         labeler,
         blocks=[record.provenance.block for record in asked],
         config=LabelConfig(
-            METHOD, config.samples, config.answer_temperature, config.threads, config.seed, config.patience
+            METHOD,
+            config.samples,
+            config.answer_temperature if config.samples > 1 else None,
+            config.threads,
+            config.seed,
+            config.patience,
         ),
         progress=(lambda done, wanted: progress("answer", done, wanted)) if progress else None,
     )

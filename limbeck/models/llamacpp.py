@@ -2,7 +2,8 @@
 
 Measured on 2 cores with a 1.5B Q4 model: llama.cpp decodes 28 tok/s for one caller where transformers on the
 dequantized weights decodes 31 tok/s in batches of 8 and 60 tok/s in batches of 32; prefill is 65 against
-130 tok/s. So llama.cpp writes texts in a quarter of the memory, and closed sets are scored by transformers.
+130 tok/s. So llama.cpp writes texts in a quarter of the memory, closed sets are scored by transformers, and
+transformers also writes where many callers ask at once and the memory is there.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -15,7 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from limbeck.engine.loading import file_fingerprint, load_model
+from limbeck.engine.probe import best_device, best_dtype
 from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.engine.torch_engine import TorchEngine
 from limbeck.errors import ModelError
@@ -30,8 +34,9 @@ class LlamaCppBackend:
     """A GGUF file; `slots` calls run at once, each with `context_tokens` tokens.
 
     `generator` "llamacpp" writes with llama.cpp, "torch" with transformers on the dequantized weights, which
-    is faster for many callers at once and takes four times the memory. Scores always come from the
-    dequantized weights, loaded at the first score; where they do not fit the memory, ScoresUnavailable.
+    is faster for many callers at once and takes four times the memory; "auto" is "torch" where the weights fit
+    and bf16 pays. Scores always come from the dequantized weights, loaded at the first score; where they do not
+    fit the memory, ScoresUnavailable.
     """
 
     supports_prefix = True
@@ -43,7 +48,7 @@ class LlamaCppBackend:
         self,
         path: Path | str,
         *,
-        generator: Literal["llamacpp", "torch"] = "llamacpp",
+        generator: Literal["llamacpp", "torch", "auto"] = "llamacpp",
         slots: int = 4,
         context_tokens: int = 4096,
         threads: int | None = None,
@@ -52,11 +57,14 @@ class LlamaCppBackend:
         if not self.path.is_file():
             raise ModelError(f"no model file {str(self.path)!r}", valid="a .gguf file", hint="limbeck doctor")
         self.name = f"gguf:{self.path}"
-        self.fingerprint = f"{generator}/{file_fingerprint([self.path])}"
-        self.generator, self.slots, self.context_tokens = generator, slots, context_tokens
         self._needed = self.path.stat().st_size * _GROWTH
         # Decided once: a run must not score some rows and generate others as memory comes and goes.
         self.supports_score = self._needed < _free_memory()
+        if generator == "auto":
+            pays = self.supports_score and best_dtype(best_device()) == torch.bfloat16
+            generator = "torch" if pays else "llamacpp"
+        self.generator, self.slots, self.context_tokens = generator, slots, context_tokens
+        self.fingerprint = f"{generator}/{file_fingerprint([self.path])}"
         self._threads = threads or os.cpu_count() or 1
         self._loading = threading.Lock()
 

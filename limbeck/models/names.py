@@ -32,24 +32,26 @@ def connect(
     ledger: Ledger | None = None,
     budget: Budget | None = None,
     role: str = "teacher",
+    in_bulk: bool = False,
     **decoding: Any,
 ) -> LM:
     """Return the LM called `name`: "embedded", "gguf:PATH", "hf:NAME_OR_PATH" or "provider/model".
 
     `api_base` is an OpenAI-compatible server's address (no key is asked for on localhost); `adapter` a PEFT
-    folder for local weights. `decoding` holds defaults such as temperature, max_tokens and seed, and the LM's
-    own options. Raises ModelError for an unknown name, a missing file or a missing key, before anything is
-    paid for; warns UnknownPriceWarning where dollars cannot be counted.
+    folder for local weights. `in_bulk` says that dozens of calls will wait at once: a GGUF file then also writes
+    through transformers where that is faster (see `LlamaCppBackend`). `decoding` holds defaults such as
+    temperature, max_tokens and seed, and the LM's own options. Raises ModelError for an unknown name, a missing
+    file or a missing key, before anything is paid for; warns UnknownPriceWarning where dollars cannot be counted.
 
     >>> connect("embedded").role  # doctest: +SKIP
     'teacher'
     """
     name = name.rstrip("/") if name.startswith("hf:") else name
-    key = stable_hash([name, api_base, str(adapter)])
+    key = stable_hash([name, api_base, str(adapter), in_bulk])
     with _sharing:
         backend: Backend | None = _shared.get(key)
         if backend is None:
-            backend = _make(name, api_base, adapter)
+            backend = _make(name, api_base, adapter, in_bulk)
             _shared[key] = backend
     if backend.usd_per_token is None:
         message = f"the price of {name} is not known: its calls are counted without dollars"
@@ -57,12 +59,12 @@ def connect(
     return LM(name, backend, ledger=ledger, budget=budget, role=role, **decoding)
 
 
-def _make(name: str, api_base: str | None, adapter: Path | None) -> Backend:
+def _make(name: str, api_base: str | None, adapter: Path | None, in_bulk: bool) -> Backend:
     kind, _, rest = name.partition(":")
     if name == "embedded" or (kind in ("hf", "gguf") and rest):
         if api_base is not None:
             raise ModelError(f"{name} runs in this process and has no --api-base", valid="provider/model")
-        return _local(name, adapter)
+        return _local(name, adapter, in_bulk)
     if adapter is not None:
         raise ModelError(f"{name} cannot carry the adapter {adapter}", valid="embedded, gguf:PATH, hf:NAME_OR_PATH")
     provider, slash, model = name.partition("/")
@@ -77,12 +79,12 @@ def _make(name: str, api_base: str | None, adapter: Path | None) -> Backend:
     )
 
 
-def _local(name: str, adapter: Path | None) -> Backend:
+def _local(name: str, adapter: Path | None, in_bulk: bool) -> Backend:
     # Imported here: torch takes a second, which a hosted teacher need not wait for.
     if name.startswith("gguf:") and adapter is None:
         from limbeck.models.llamacpp import LlamaCppBackend
 
-        return LlamaCppBackend(name.removeprefix("gguf:"))
+        return LlamaCppBackend(name.removeprefix("gguf:"), generator="auto" if in_bulk else "llamacpp")
     from limbeck.models.torch_engine import TorchBackend
 
     return TorchBackend.load(name, adapter=adapter)

@@ -11,6 +11,7 @@ import dspy
 from limbeck.compile.split import Split
 from limbeck.models import LM
 from limbeck.pipeline.config import Effort, RunConfig
+from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import Folds
 from limbeck.pipeline.runfolder import RunFolder
 from limbeck.pipeline.students import StudentPlan
@@ -36,6 +37,18 @@ class Context:
     def spend(self) -> Effort:
         """The effort level's counts."""
         return self.run.config.spend
+
+    @property
+    def answerer(self) -> LM:
+        """The teacher as it answers the task's inputs; local weights stop at the plan's `max_tokens`."""
+        if local_parameters(self.config.teacher) is None:
+            return self.teacher
+        return self.teacher.copy(max_tokens=self.plan.max_tokens)
+
+    @property
+    def callers(self) -> int:
+        """How many calls wait at once: weights in this process take them as one batch, servers limit their rate."""
+        return 16 if local_parameters(self.config.teacher) is None else 32
 
     @property
     def closed(self) -> bool:

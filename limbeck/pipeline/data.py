@@ -32,7 +32,7 @@ from limbeck.errors import InputError, StageEmpty
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
-from limbeck.pipeline.learn import Tuned, fold_predictions
+from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import label_matrix, predict
 from limbeck.records import Record, read_records, write_records
 
@@ -104,7 +104,7 @@ def _labeler(context: Context, demos: int, program: dspy.Module) -> Labeler:
         programs = {-1: program}
     return Labeler(
         programs,
-        context.teacher,
+        context.answerer,
         context.plan.adapter,
         task.output_fields,
         label_field=context.output if context.closed else "",
@@ -117,7 +117,9 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict
     """Label the pool, write what the pool does not give, and store every candidate; return the payload."""
     pool = pool_inputs(context)
     labeler = _labeler(context, demos, program)
-    config = LabelConfig(samples=1 if context.closed else context.spend.samples, seed=context.config.seed)
+    config = LabelConfig(
+        samples=1 if context.closed else context.spend.samples, threads=context.callers, seed=context.config.seed
+    )
     records: list[Record] = []
     if pool:
         records += label_pool(pool, labeler, config=config, progress=_progress(context, "labelling the pool"))
@@ -151,7 +153,9 @@ def _source(context: Context) -> Source:
 
 def _writing(context: Context, wanted: int) -> SynthesisConfig:
     """Return how rows are written; a very small teacher follows no style and needs a cooler head."""
-    config = SynthesisConfig(total=wanted, distribution=_distribution(context), seed=context.config.seed)
+    config = SynthesisConfig(
+        total=wanted, distribution=_distribution(context), threads=context.callers, seed=context.config.seed
+    )
     parameters = local_parameters(context.config.teacher)
     if parameters is not None and parameters < _FOLLOWS_STYLES:
         return replace(config, styled=0.0, temperature=0.7, top_p=0.9)
@@ -191,7 +195,9 @@ def _instructed(context: Context, wanted: int, labeler: Labeler, config: LabelCo
     made = self_instruct(
         _source(context),
         labeler,
-        config=SelfInstructConfig(total=wanted, samples=config.samples, seed=config.seed),
+        config=SelfInstructConfig(
+            total=wanted, samples=config.samples, threads=config.threads, wave=config.threads, seed=config.seed
+        ),
         progress=lambda what, done, total: show[what == "answer"](done, total),
     )
     return list(made.records)
@@ -211,7 +217,9 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
         found: list[dict[str, Any]] = []
         for sample in range(context.spend.samples):
             left = [i for i in range(len(gold)) if all(f["row"] != i for f in found)]
-            config = LabelConfig(seed=context.config.seed + sample, temperature=0.8)
+            config = LabelConfig(
+                temperature=0.8 if sample else 0.0, threads=context.callers, seed=context.config.seed + sample
+            )
             answers = answer_all(
                 [gold[i].inputs for i in left],
                 labeler,
@@ -260,18 +268,23 @@ def _judge(
 ) -> tuple[Judgement, Judgement]:
     """Return what all labelers together say about the records, weighed by their out-of-fold record.
 
-    The first judgement takes every fold's model, and is what the final student learns from. The second takes for a
-    record of block k only models that saw no gold row of fold k, and is for students that are judged on that fold.
+    The first judgement takes the models of all gold rows, and is what the final student learns from. The second
+    takes for a record of block k only models that saw no gold row of fold k, and is for students that are judged
+    on that fold; the weights come from such models, and are cautious for the first.
     """
     task, folds = context.task, context.folds()
     texts = [record_text(r.inputs) for r in records]
     linear = linear_labelers(context)
     by_fold = {name: labeler.predict_folds(texts) for name, labeler in linear.items()}
+    whole = {name: labeler.predict(texts) for name, labeler in linear.items()}
     if folds.n:
-        by_fold["student"] = fold_predictions(context, tuned.recipe, [r.inputs for r in records], adapters())
+        students = [*adapters(), context.run.path / ADAPTERS["student_gold_only"]]
+        *by_fold["student"], whole["student"] = fold_predictions(
+            context, tuned.recipe, [r.inputs for r in records], students
+        )
     teacher = {"teacher": probability_matrix(records, task.labels, context.output)}
     blocks = [max(0, r.provenance.block) for r in records]
-    whole = teacher | {name: np.mean(found, axis=0) for name, found in by_fold.items()}
+    whole |= teacher
     blind = teacher | {
         name: np.stack([found[block % len(found)][row] for row, block in enumerate(blocks)])
         for name, found in by_fold.items()
@@ -301,7 +314,7 @@ def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> Labe
     from limbeck.engine.linear import fit_linear
 
     task, folds = context.task, context.folds()
-    bare = predict(context.plan, task.program.deepcopy(), context.teacher, context.split.gold, "teacher")
+    bare = predict(context.plan, task.program.deepcopy(), context.answerer, context.split.gold, "teacher")
     measured = {"teacher": label_matrix(bare, context.output, task.labels)}
     anchors = encode(meanings(context)) if "encoder" in linear else None
     if anchors is not None:

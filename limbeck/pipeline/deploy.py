@@ -14,6 +14,7 @@ from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import RunConfig, read_config
 from limbeck.pipeline.context import Context
+from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.learn import ADAPTERS
 from limbeck.pipeline.students import Recipe
 from limbeck.task import Task
@@ -34,6 +35,7 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe])
         "chosen": chosen,
         "systems": systems,
         "descriptions": dict(context.task.label_descriptions),
+        "max_tokens": context.plan.max_tokens,
     }
     text = json.dumps(payload, indent=2, ensure_ascii=False)
     (context.run.path / "students.json").write_text(text + "\n", encoding="utf-8")
@@ -118,11 +120,14 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     cast(Any, program).load(str(folder / files["program"]))
     model = config.teacher if name in TEACHERS else config.student
     adapter = folder / files["adapter"] if files["adapter"] else None
+    bounds: dict[str, Any] = {} if local_parameters(model) is None else {"max_tokens": int(stored["max_tokens"])}
     lm = connect(
         model,
         adapter=adapter,
         api_base=(config.api_base or None) if name in TEACHERS else None,
         role="predict",
+        in_bulk=True,
+        **bounds,
     )
     return Deployed(name, found, program, lm, CompactAdapter())
 

@@ -58,7 +58,13 @@ def _lm(context: Context, adapter: str, role: str) -> LM:
     """Return the student's LM with an adapter of the run folder, on the run's ledger."""
     path = context.run.path / adapter if adapter else None
     return connect(
-        context.config.student, adapter=path, ledger=context.run.ledger, budget=context.run.budget, role=role
+        context.config.student,
+        adapter=path,
+        ledger=context.run.ledger,
+        budget=context.run.budget,
+        role=role,
+        in_bulk=True,
+        max_tokens=context.plan.max_tokens,
     )
 
 
@@ -125,7 +131,7 @@ def evaluate_systems(
         def work(
             name: str = name, program: dspy.Module = program, who: str = who, adapter: str = adapter
         ) -> dict[str, Any]:
-            lm = context.teacher if who == "teacher" else _lm(context, adapter, f"eval:{name}")
+            lm = context.answerer if who == "teacher" else _lm(context, adapter, f"eval:{name}")
             return _measure(context, name, program, lm).to_dict()
 
         recipe = recipes.get(name)

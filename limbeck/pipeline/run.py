@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -28,7 +28,7 @@ from limbeck.pipeline.judge import (
 )
 from limbeck.pipeline.learn import FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, StudentPlan
+from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, with_instructions
 from limbeck.records import Record, read_records
 from limbeck.report import write_report
@@ -95,6 +95,7 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     k = demo_budget(split.gold, config.spend.demo_tokens)
     demos = draw_demos(split.gold, k, config.seed, labels=task.labels, output=task.label_field)
     plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos))
+    plan = replace(plan, max_tokens=answer_tokens(plan, split.gold, _counter(student)))
     folder.reporter.note(
         f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"
         + (f", {len(task.labels)} classes" if task.labels else "")
@@ -110,10 +111,16 @@ def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> L
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UnknownPriceWarning)
-        lm = connect(name, api_base=api_base, ledger=folder.ledger, budget=folder.budget, role=role)
+        lm = connect(name, api_base=api_base, ledger=folder.ledger, budget=folder.budget, role=role, in_bulk=True)
     for warning in caught:
         folder.warn(str(warning.message))
     return lm
+
+
+def _counter(student: LM) -> Callable[[str], int]:
+    """Return what counts a text's tokens; characters where the student's own tokenizer is not at hand."""
+    engine: Any = getattr(student.backend, "engine", None)
+    return len if engine is None else lambda text: engine.count_tokens((("user", text),))
 
 
 def _within_context(folder: RunFolder, task: Task, student: LM) -> Task:
@@ -121,11 +128,7 @@ def _within_context(folder: RunFolder, task: Task, student: LM) -> Task:
     engine: Any = getattr(student.backend, "engine", None)
     if engine is None:
         return task
-
-    def tokens(text: str) -> int:
-        return engine.count_tokens((("user", text),))
-
-    checked = check_context(task, tokens, engine.context_tokens, reserve=_RESERVE)
+    checked = check_context(task, _counter(student), engine.context_tokens, reserve=_RESERVE)
     for text in checked.warnings[len(task.warnings) :]:
         folder.warn(text)
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
+# Tokens of an answer beyond twice the longest label, for a rationale or further predictors, and at most.
+_ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 512
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -75,12 +78,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What every fit of a run shares: the base model, the adapter and the program with its prompt."""
+    """What every fit of a run shares: the base model, the adapter and the program with its prompt.
+
+    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch.
+    """
 
     base: str
     adapter: Any
     task: Task
     demos: tuple[dspy.Example, ...] = ()
+    max_tokens: int = 512
 
     def program(self, recipe: Recipe) -> dspy.Module:
         """Return the student's program: the task's own, with the demonstrations where the recipe keeps them."""
@@ -162,6 +169,12 @@ def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: R
     ]
 
 
+def answer_tokens(plan: StudentPlan, examples: Sequence[dspy.Example], count: Callable[[str], int]) -> int:
+    """Return a generous limit of tokens for one answer: twice the longest label and some, more with a rationale."""
+    longest = max(count(json.dumps(dict(e.labels()), ensure_ascii=False, default=str)) for e in examples)
+    return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more else 0))
+
+
 def lm_of(loaded: LoadedModel, **options: Any) -> LM:
     """Return an LM without a ledger over a model in memory: for out-of-fold predictions."""
     return LM(f"memory/{loaded.name}", TorchBackend(TorchEngine(loaded)), role="student", **options)
@@ -199,7 +212,7 @@ def fit(
 
     def look(step: int, student: LoadedModel) -> float:
         if held_out:
-            seen.append(predict(plan, plan.program(recipe), lm_of(student), held_out))
+            seen.append(predict(plan, plan.program(recipe), lm_of(student, max_tokens=plan.max_tokens), held_out))
         # The latest of equals is kept: the checkpoint at which the recipe ends.
         return float(step <= last)
 

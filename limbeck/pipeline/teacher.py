@@ -76,7 +76,7 @@ def _out_of_fold(context: Context, prompt: Prompt) -> tuple[list[float], list[fl
         rows = [i for i, f in enumerate(context.split.folds) if block in (-1, f)]
         task = context.task.with_descriptions(prompt.shown(block))
         program = program_for(context, task, prompt.demos, block=block)
-        result = predict(context.plan, program, context.teacher, [gold[i] for i in rows], "teacher")
+        result = predict(context.plan, program, context.answerer, [gold[i] for i in rows], "teacher")
         given = [context.task.label_of(gold[i]) for i in rows]
         useful = usefulness(result, context.output, labels, given)
         matrix[rows] = label_matrix(result, context.output, labels)

@@ -1,0 +1,139 @@
+"""The whole way for programs that write more than their labels hold, with a teacher on a local server."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import Body, Reply, answer, serve
+
+from limbeck.pipeline.config import EFFORTS, Effort, RunConfig
+from limbeck.pipeline.deploy import load_run
+from limbeck.pipeline.run import run
+from limbeck.records import read_records
+
+SMALL = Effort(2, 6, 4, 200, (1e-3,), 2, 1, (2.0,), 0, 2)
+FRUIT = ["apples", "pears", "plums", "figs", "dates", "limes"]
+
+TWO_PREDICTORS = """
+import dspy
+import limbeck
+
+class Route(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.find = dspy.Predict("message -> place")
+        self.say = dspy.Predict("message, place -> reply")
+
+    def forward(self, message):
+        place = self.find(message=message).place
+        return self.say(message=message, place=place)
+
+def right(example, prediction, trace=None):
+    return float(example.reply == prediction.reply)
+
+def row(i, place):
+    e = dspy.Example(message=f"Bus {i} waits in {place} today", reply=f"Go to {place}")
+    return e.with_inputs("message")
+
+PLACES = ["Leeds", "York", "Hull", "Ripon", "Selby", "Bury"]
+task = limbeck.Task.from_program(
+    Route(),
+    [row(i, PLACES[i % 6]) for i in range(12)],
+    right,
+    name="route",
+    test=[row(i, PLACES[i % 6]) for i in range(50, 56)],
+    unlabeled=[{"message": f"Bus {i} waits in {PLACES[i % 6]} today"} for i in range(80, 86)],
+)
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EFFORTS, "quick", SMALL)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+
+def _sum(i: int) -> dict[str, Any]:
+    fruit = FRUIT[i % len(FRUIT)]
+    return {"question": f"Ann has {i} {fruit} and buys {i + 3} more. How many has she?", "answer": float(2 * i + 3)}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _adder(body: Body, n: int) -> Reply:
+    """Add up the last question; get the steps of every third call wrong."""
+    system, last = str(body["messages"][0]["content"]), str(body["messages"][-1]["content"])
+    numbers = [int(x) for x in re.findall(r"\d+", last)]
+    if "reasoning" not in system or len(numbers) < 2:
+        return answer("\n".join(f"Bo has {n + k} kites and buys {n} more. How many has he?" for k in range(4)))
+    total = numbers[-2] + numbers[-1] + (n % 3 == 0)
+    return answer(f"[[ ## reasoning ## ]]\n{numbers[-2]} + {numbers[-1]} = {total}\n\n[[ ## answer ## ]]\n{total}")
+
+
+@pytest.mark.slow
+def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embedded: Any) -> None:
+    with serve(_adder) as server:
+        config = RunConfig(
+            out=str(tmp_path / "run"),
+            labels=_write(tmp_path / "labels.jsonl", [_sum(i) for i in range(12)]),
+            output=("answer",),
+            test=_write(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 46)]),
+            unlabeled=_write(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 66)]),
+            teacher="openai/gpt-5-mini",
+            api_base=server.url,
+        )
+        report = run(config).report
+    assert report is not None
+    assert report["systems"]["teacher"]["score"] > 0.3
+    assert "student" in report["systems"]
+    kept = read_records(config.folder / "data" / "kept.parquet")
+    assert kept
+    for record in kept:
+        first, second, total = re.findall(r"\d+", record.rationale)
+        assert float(total) == record.outputs["answer"]
+        # The wrong third is outvoted or not, but the kept rationale belongs to the kept answer.
+        assert int(total) in {int(first) + int(second), int(first) + int(second) + 1}
+
+
+def _router(body: Body, n: int) -> Reply:
+    """Play both predictors: find the place, then send the reader there."""
+    last = str(body["messages"][-1]["content"])
+    system = str(body["messages"][0]["content"])
+    place = (re.findall(r" in (\w+)", last) or ["York"])[-1]
+    if "place" in system and "reply" in system:
+        return answer(f"Go to {place}")
+    return answer(place)
+
+
+@pytest.mark.slow
+def test_a_program_of_two_predictors_trains_both(tmp_path: Path, embedded: Any) -> None:
+    file = tmp_path / "task.py"
+    file.write_text(TWO_PREDICTORS, encoding="utf-8")
+    with serve(_router) as server:
+        config = RunConfig(
+            out=str(tmp_path / "run"),
+            task_file=str(file),
+            teacher="openai/gpt-5-mini",
+            api_base=server.url,
+            synthetic_rows=0,
+        )
+        report = run(config).report
+    assert report is not None
+    assert report["systems"]["teacher"]["score"] == 1.0
+    kept = read_records(config.folder / "data" / "kept.parquet")
+    assert len(kept) == 6
+    for record in kept:
+        assert [call["predictor"] for call in record.calls] == ["find", "say"]
+        find, say = record.calls
+        assert say["inputs"]["place"] == find["outputs"]["place"]
+        assert record.outputs["reply"] == say["outputs"]["reply"]
+    deployed = load_run(config.folder, "student")
+    (out,) = deployed.predict([{"message": "Bus 7 waits in Leeds today"}])
+    assert "reply" in out

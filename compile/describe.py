@@ -34,6 +34,8 @@ _FLOOR = 0.01
 # Standard errors by which a longer prompt must be better than a shorter one.
 _MARGIN = 0.5
 _VOWELS = frozenset("aeiouyäöü")
+# Short words that say what they mean.
+_PLAIN = frozenset({"yes", "no", "on", "off", "ok", "up"})
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def readable(label: str) -> str:
 def is_opaque(label: str) -> bool:
     """Return whether a label's name is no word that tells what it means: short capitals, numbers, no vowel.
 
-    >>> [is_opaque(label) for label in ("HUM", "2", "c14", "spam", "card_arrival", "NEGATIVE")]
-    [True, True, True, False, False, False]
+    >>> [is_opaque(label) for label in ("HUM", "2", "c14", "spam", "card_arrival", "NEGATIVE", "no")]
+    [True, True, True, False, False, False, False]
     """
     words = words_of(label)
+    if label.lower() in _PLAIN:
+        return False
     if len(words) > 1:
         return not any(len(word) > 2 and word.isalpha() for word in words)
     word = words[0] if words else ""

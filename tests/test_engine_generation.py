@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine
+from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, generation
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.generation import Draft, choose
 from limbeck.errors import ModelError
@@ -58,6 +58,34 @@ def test_a_ragged_batch_writes_what_each_row_writes_alone(loaded: LoadedModel, e
     found = engine.generate_many(asked)
     assert [g.text for g in found] == [expected_text(loaded, a) for a in asked]
     assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
+
+
+def test_waiting_rows_take_the_places_of_finished_ones(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation, "_ADMITTED", 2)
+    monkeypatch.setattr(generation, "_DEAD_TOKENS", 8)
+    texts = [*TEXTS, "see you", TEXTS[0], *TEXTS[1:]]
+    asked = [request(text, max_tokens=3 + 5 * (i % 4)) for i, text in enumerate(texts)]
+    engine = TorchEngine(loaded, max_batch=4)
+    passes = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return forward(*given)
+
+    forward = generation._Packed._forward  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(generation._Packed, "_forward", counted)  # pyright: ignore[reportPrivateUsage]
+    found = engine.generate_many(asked)
+    assert [g.text for g in found] == [expected_text(loaded, a) for a in asked]
+    assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
+    assert len(asked) < passes < sum(g.tokens_out for g in found)
+
+
+def test_samples_of_one_input_share_its_tokens(tiny_llama: LoadedModel):
+    engine = TorchEngine(tiny_llama, max_batch=3)
+    asked = [request(text, temperature=1.0, seed=seed) for seed in (1, 2, 3) for text in TEXTS[:2]]
+    together = [g.text for g in engine.generate_many(asked)]
+    assert together == [engine.generate_many([a])[0].text for a in asked]
 
 
 def test_rows_with_different_shared_prompts_run_in_one_batch(loaded: LoadedModel, engine: TorchEngine):

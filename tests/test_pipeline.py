@@ -21,7 +21,7 @@ from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(2, 12, 6, 200, (1e-3,), 3, 2, (2.0,), 0, 1)
+SMALL = Effort(2, 12, 6, 200, (1e-3,), 3, 2, (2.0,), 0, 1, 12)
 PLACES = ["the harbour", "our street", "the old mill", "platform two", "the market", "the north gate"]
 
 

@@ -15,7 +15,7 @@ from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(2, 6, 4, 200, (1e-3,), 2, 1, (2.0,), 0, 2)
+SMALL = Effort(2, 6, 4, 200, (1e-3,), 2, 1, (2.0,), 0, 2, 6)
 FRUIT = ["apples", "pears", "plums", "figs", "dates", "limes"]
 
 TWO_PREDICTORS = """

@@ -22,6 +22,8 @@ from limbeck.engine.chat import common_length
 
 # Below this, one more forward pass costs more than the reused tokens save.
 _WORTH_REUSING = 16
+# A full cache grows to half as many times its size, so that one token a step does not copy all every time.
+_GROWTH = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class _GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start, self._length = self._length, self._length + key_states.shape[2]
         if self._buffers is None or self._length > self._buffers[0].shape[2]:
-            self._buffers = _widened(self._buffers, key_states, start, self._length)
+            size = (
+                self._length if self._buffers is None else max(self._length, _GROWTH * self._buffers[0].shape[2] // 2)
+            )
+            self._buffers = _widened(self._buffers, key_states, start, size)
         self._buffers[0][:, :, start : self._length] = key_states
         self._buffers[1][:, :, start : self._length] = value_states
         return self._show()
@@ -69,6 +74,13 @@ class _GrowingLayer(DynamicLayer):
         """Keep only these rows of the batch."""
         if self._buffers is not None:
             self._buffers = (self._buffers[0].index_select(0, rows), self._buffers[1].index_select(0, rows))
+            self._show()
+
+    def keep_columns(self, columns: Tensor) -> None:
+        """Keep only these tokens."""
+        if self._buffers is not None:
+            self._length = int(columns.numel())
+            self._buffers = (self._buffers[0].index_select(2, columns), self._buffers[1].index_select(2, columns))
             self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -127,6 +139,12 @@ class Context:
         """Keep only these rows of the batch."""
         for layer in cast("list[_GrowingLayer]", self._cache.layers):
             layer.keep_rows(rows)
+
+    def keep_columns(self, columns: Tensor) -> None:
+        """Keep only these tokens."""
+        for layer in cast("list[_GrowingLayer]", self._cache.layers):
+            layer.keep_columns(columns)
+        self.length = int(columns.numel())
 
     def key_values(self) -> KeyValues:
         """Return the keys and values so far."""

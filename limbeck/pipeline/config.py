@@ -21,7 +21,11 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much one effort level spends; counts are rows, `samples` answers per open input."""
+    """How much one effort level spends; counts are rows, `samples` answers per open input.
+
+    `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
+    costs `samples` texts.
+    """
 
     folds: int
     pool_rows: int
@@ -33,12 +37,21 @@ class Effort:
     gold_weights: tuple[float, ...]
     test_rows: int
     samples: int
+    open_rows: int
+
+    def rows_to_label(self, closed: bool) -> int:
+        """Return how many unlabelled rows are labelled at most."""
+        return self.pool_rows if closed else min(self.pool_rows, self.open_rows)
+
+    def rows_to_have(self, closed: bool) -> int:
+        """Return how many rows there should be, written ones included."""
+        return self.synthetic_rows if closed else min(self.synthetic_rows, self.open_rows)
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(2, 360, 240, 1200, (1e-3, 4e-4), 6, 3, (2.0,), 400, 3),
-    "standard": Effort(3, 1000, 600, 2000, (2e-4, 5e-4, 1e-3), 12, 5, (2.0, 6.0), 2000, 5),
-    "thorough": Effort(4, 4000, 2000, 3000, (1e-4, 3e-4, 5e-4, 1e-3), 15, 6, (1.0, 3.0, 9.0), 0, 8),
+    "quick": Effort(2, 360, 240, 1200, (1e-3, 4e-4), 6, 3, (2.0,), 400, 3, 200),
+    "standard": Effort(3, 1000, 600, 2000, (2e-4, 5e-4, 1e-3), 12, 5, (2.0, 6.0), 2000, 5, 600),
+    "thorough": Effort(4, 4000, 2000, 3000, (1e-4, 3e-4, 5e-4, 1e-3), 15, 6, (1.0, 3.0, 9.0), 0, 8, 2000),
 }
 
 

@@ -14,7 +14,7 @@ from limbeck.pipeline.config import Effort, RunConfig
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import Folds
 from limbeck.pipeline.runfolder import RunFolder
-from limbeck.pipeline.students import StudentPlan
+from limbeck.pipeline.students import CALLERS, StudentPlan
 from limbeck.task import Task
 
 
@@ -47,8 +47,8 @@ class Context:
 
     @property
     def callers(self) -> int:
-        """How many calls wait at once: weights in this process take them as one batch, servers limit their rate."""
-        return 16 if local_parameters(self.config.teacher) is None else 32
+        """How many calls wait at once: servers limit their rate."""
+        return 16 if local_parameters(self.config.teacher) is None else CALLERS
 
     @property
     def closed(self) -> bool:

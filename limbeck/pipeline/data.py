@@ -40,6 +40,8 @@ from limbeck.records import Record, read_records, write_records
 _FOLLOWS_STYLES = 5e8
 # A gold answer of the teacher counts as right from this score of the metric on.
 _RIGHT = 0.99
+# Calls of one wave of new inputs: later waves show what earlier ones wrote.
+_WAVE = 32
 CANDIDATES, KEPT, REJECTED = "data/candidates.parquet", "data/kept.parquet", "data/rejected.parquet"
 # The kept rows as labelled without sight of the gold fold that their block keeps out: for out-of-fold fits alone.
 BLIND = "data/kept_blind.parquet"
@@ -48,7 +50,9 @@ BLIND = "data/kept_blind.parquet"
 def pool_inputs(context: Context) -> list[dict[str, Any]]:
     """Return the unlabelled rows to label: all, or a seeded draw of the effort's count."""
     rows = [dict(row) for row in context.task.unlabeled]
-    limit = context.spend.pool_rows if context.config.pool_rows is None else context.config.pool_rows
+    limit = (
+        context.spend.rows_to_label(context.closed) if context.config.pool_rows is None else context.config.pool_rows
+    )
     if len(rows) > limit:
         rows = random.Random(context.config.seed).sample(rows, limit)
         context.run.reporter.note(f"labelling {limit} of {len(context.task.unlabeled)} unlabelled rows")
@@ -59,7 +63,7 @@ def rows_to_write(context: Context, pool: int) -> int:
     """Return how many rows to generate: the effort's count less the real rows that the pool gives."""
     if context.config.synthetic_rows is not None:
         return context.config.synthetic_rows
-    return max(0, context.spend.synthetic_rows - pool)
+    return max(0, context.spend.rows_to_have(context.closed) - pool)
 
 
 def _distribution(context: Context) -> Literal["uniform", "observed"] | Mapping[str, float]:
@@ -196,7 +200,7 @@ def _instructed(context: Context, wanted: int, labeler: Labeler, config: LabelCo
         _source(context),
         labeler,
         config=SelfInstructConfig(
-            total=wanted, samples=config.samples, threads=config.threads, wave=config.threads, seed=config.seed
+            total=wanted, samples=config.samples, threads=config.threads, wave=_WAVE, seed=config.seed
         ),
         progress=lambda what, done, total: show[what == "answer"](done, total),
     )

@@ -15,7 +15,7 @@ from limbeck.models import LM, connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import linear_labelers
 from limbeck.pipeline.learn import ADAPTERS, Tuned
-from limbeck.pipeline.students import Matrix, Recipe
+from limbeck.pipeline.students import CALLERS, Matrix, Recipe
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
 _PROBES = {"probe": "linear_probe", "encoder": "encoder_probe"}
@@ -79,7 +79,7 @@ def _measure(context: Context, name: str, program: dspy.Module, lm: LM) -> Syste
         context.split.test,
         context.task.metric,
         adapter=context.plan.adapter,
-        threads=32,
+        threads=CALLERS if lm.role != context.teacher.role else context.callers,
         progress=progress,
     )
 
@@ -171,7 +171,7 @@ def base_out_of_fold(context: Context) -> list[float]:
             context.split.gold,
             context.task.metric,
             adapter=context.plan.adapter,
-            threads=32,
+            threads=CALLERS,
             latency_rows=0,
         )
         return {"scores": list(result.scores)}

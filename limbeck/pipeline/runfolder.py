@@ -129,7 +129,7 @@ def open_run(config: RunConfig, reporter: Reporter) -> Generator[RunFolder]:
             raise LimbeckError(
                 f"the disk is full: {run.path}",
                 valid="space for the run; what was finished is kept",
-                hint=f"free some space, then: limbeck run --resume {run.path}",
+                hint=f"free some space, then: limbeck run {run.path}",
             ) from error
         raise
     finally:

@@ -30,6 +30,8 @@ Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
 # Tokens of an answer beyond twice the longest label, for a rationale or further predictors, and at most.
 _ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 512
+# Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end.
+CALLERS = 96
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -226,7 +228,7 @@ def predict(
     """Run a program on examples without looking at latency; closes the LM's own threads afterwards."""
     try:
         return run_system(
-            name, program, lm, examples, plan.task.metric, adapter=plan.adapter, threads=32, latency_rows=0
+            name, program, lm, examples, plan.task.metric, adapter=plan.adapter, threads=CALLERS, latency_rows=0
         )
     finally:
         engine = getattr(lm.backend, "engine", None)

@@ -19,6 +19,9 @@ from limbeck.errors import InputError
 from limbeck.pipeline.config import RunConfig, Stage
 from limbeck.report import render_terminal
 
+# Seconds between two lines on one piece of work where there is no bar to draw.
+_SAY_EVERY = 60.0
+
 
 class Live:
     """A reporter that draws one bar for what is going on, and a line for what is done."""
@@ -40,6 +43,7 @@ class Live:
         )
         self.bar: TaskID | None = None
         self.what = ""
+        self.said = self.started
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
@@ -59,16 +63,18 @@ class Live:
         self.console.print(f"[dim]{self._clock()}[/]   [yellow]warning[/] {text}", highlight=False, soft_wrap=True)
 
     def step(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Draw `done` of `total`; where stderr is no terminal, a line at the end of each piece of work."""
+        """Draw `done` of `total`; where stderr is no terminal, a line a minute and one at each end."""
+        now = time.monotonic()
         if self.what != what:
             self._end_bar()
             self.what = what
             self.bar = self.progress.add_task(what, total=max(total, 1), detail=detail)
         if self.bar is not None:
             self.progress.update(self.bar, completed=done, total=max(total, 1), detail=detail)
+        if not self.console.is_terminal and (done >= total or now - self.said > _SAY_EVERY):
+            self.said = now
+            self.note(f"{what}: {done}/{total} {detail}".rstrip())
         if done >= total:
-            if not self.console.is_terminal:
-                self.note(f"{what}: {done}/{total} {detail}".rstrip())
             self._end_bar()
 
     def _end_bar(self) -> None:

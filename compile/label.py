@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.demos import draw_demos, with_demos
-from limbeck.errors import BudgetExceeded, StageEmpty
+from limbeck.errors import BudgetExceeded, ModelError, PromptTooLong, StageEmpty
 from limbeck.metrics import Metric
 from limbeck.models import recorded_scores
 from limbeck.models.labels import label_text
@@ -32,6 +32,8 @@ FAILED = "failed"
 _RATIONALES = ("reasoning", "rationale")
 _SHOWN_ERROR = 300
 _TEMPERATURE = 0.8
+# Share of calls that a model may fail to answer before the stage is stopped instead of stored.
+_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Answer:
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     reason: str = ""
     error: str = ""
+    cause: Exception | None = None
 
 
 def block_programs(
@@ -202,6 +205,7 @@ def answer_all(
     labeler = replace(labeler, programs={b: _bare(program) for b, program in labeler.programs.items()})
     samplers = _samplers(labeler.lm, config)
     errors: list[str] = []
+    broken: list[ModelError] = []
     done: list[Answer] = []
 
     def ask(job: tuple[int, int]) -> tuple[int, Answer]:
@@ -211,12 +215,21 @@ def answer_all(
 
     def count(result: tuple[int, Answer]) -> None:
         done.append(result[1])
+        if isinstance(result[1].cause, ModelError) and not isinstance(result[1].cause, PromptTooLong):
+            broken.append(result[1].cause)
         if result[1].reason == FAILED:
             errors.append(result[1].error)
         if len(errors) == len(done) == config.patience:
             raise give_up()
         if progress is not None:
             progress(len(done) // config.samples, len(inputs))
+
+    def lost(error: ModelError) -> ModelError:
+        return ModelError(
+            f"{len(broken)} of {len(done)} calls got no answer from {labeler.lm.model}; the last: {error.message}",
+            valid=f"at most {_LOST:.0%} of the calls lost",
+            hint="see that the server answers and is paid for, then the same command again: answers are kept",
+        )
 
     def give_up() -> StageEmpty:
         return StageEmpty(f"none of the first {len(done)} calls gave an answer; the first: {errors[0]}")
@@ -231,6 +244,9 @@ def answer_all(
             answers[row] = consensus(inputs[row], samples[row], labeler.metric, labeler.label_field)
     if errors and len(errors) == len(done):
         raise give_up()
+    # A row without an answer is stored as rejected for good, so an outage must not look like one.
+    if len(broken) > max(_LOST * len(done), 2):
+        raise lost(broken[-1])
     return [answers[i] for i in range(len(inputs))]
 
 
@@ -251,7 +267,10 @@ def consensus(
         if metric is None:
             return float(stable_hash(a.outputs) == stable_hash(b.outputs))
         example = cast(Any, dspy.Example(**inputs, **a.outputs)).with_inputs(*inputs)
-        return float(metric(example, dspy.Prediction(**b.outputs)))
+        try:
+            return float(metric(example, dspy.Prediction(**b.outputs)))
+        except Exception:  # a user's metric may stumble over what a model wrote
+            return 0.0
 
     means = [
         sum(like(other, one) for j, other in enumerate(usable) if j != i) / (len(samples) - 1)
@@ -293,7 +312,7 @@ def _ask(labeler: Labeler, block: int, inputs: Mapping[str, Any]) -> Answer:
         except BudgetExceeded:
             raise
         except Exception as error:  # one unparsable answer never ends a stage
-            return Answer(reason=FAILED, error=f"{type(error).__name__}: {error}"[:_SHOWN_ERROR])
+            return Answer(reason=FAILED, error=f"{type(error).__name__}: {error}"[:_SHOWN_ERROR], cause=error)
     scored = next((one for one in reversed(seen) if one.name == labeler.label_field), None)
     if labeler.label_field:
         outputs[labeler.label_field] = label_text(outputs[labeler.label_field])

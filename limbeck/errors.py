@@ -3,7 +3,8 @@
     LimbeckError
     ├── InputError      (ValueError)    the user's rows, columns, files or options
     ├── ModelError      (RuntimeError)  a model that cannot be found, loaded or reached
-    │   └── CallFailed                  one call that failed after all retries
+    │   ├── CallFailed                  one call that failed after all retries
+    │   └── PromptTooLong               one row that does not fit the model's context
     ├── BudgetExceeded  (RuntimeError)  --max-usd, --max-tokens or --max-minutes is spent
     └── StageEmpty      (RuntimeError)  a stage that kept nothing
 
@@ -41,6 +42,10 @@ class ModelError(LimbeckError, RuntimeError):
 
 class CallFailed(ModelError):
     """One call failed after every retry; the stage that made it goes on without it."""
+
+
+class PromptTooLong(ModelError):
+    """One prompt does not fit the model's context: a fault of the row, not of the model."""
 
 
 class BudgetExceeded(LimbeckError, RuntimeError):

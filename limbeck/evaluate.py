@@ -21,11 +21,13 @@ from dspy.utils.exceptions import AdapterParseError
 
 from limbeck.comparison import SystemResult as SystemResult
 from limbeck.comparison import compare as compare
-from limbeck.errors import BudgetExceeded, CallFailed, InputError, ModelError
+from limbeck.errors import BudgetExceeded, InputError, ModelError, PromptTooLong
 from limbeck.ledger import CallRow
 from limbeck.models import ScoredField, label_probabilities, probability_source, recorded_scores
 
 LATENCY_ROWS = 10
+# A model that writes slowly alone is known well enough after this many seconds of it.
+LATENCY_SECONDS = 12.0
 _SHOWN_ERROR = 300  # characters of an error kept per row
 _LOST = 0.1  # share of rows lost to a failing server above which a score would be the server's, not the model's
 
@@ -93,9 +95,12 @@ def run_system(
             return _measure(copy, example, metric)
 
     rows: dict[int, _Measured] = {}
-    alone = min(latency_rows, len(examples))
-    for i in range(alone):
-        rows[i] = measure(examples[i])
+    alone, spent = 0, 0.0
+    # By the rows' own times, so that a resumed run, which has them from the ledger, counts the same rows.
+    while alone < min(latency_rows, len(examples)) and spent < LATENCY_SECONDS:
+        rows[alone] = measure(examples[alone])
+        spent += rows[alone].ms / 1000
+        alone += 1
         if progress:
             progress(len(rows), len(examples))
     for i, row in _concurrently(measure, examples, alone, threads):
@@ -180,7 +185,7 @@ def _since(started: float) -> float:
 
 
 def _refuse_lost_rows(name: str, rows: Sequence[_Measured]) -> None:
-    lost = [row for row in rows if row.cause is not None and issubclass(row.cause, CallFailed)]
+    lost = [row for row in rows if row.cause and issubclass(row.cause, ModelError) and row.cause is not PromptTooLong]
     if len(lost) > _LOST * len(rows):
         raise ModelError(
             f"{len(lost)} of {len(rows)} rows of {name} got no answer, the first with: {lost[0].error}",

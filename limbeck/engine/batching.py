@@ -102,7 +102,8 @@ class Gatherer(Generic[Job]):
             thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
-            thread.join()
+            if thread is not threading.current_thread():
+                thread.join()
         while not self._queue.empty():
             if (item := self._queue.get()) is not None:
                 item[1].set_exception(ModelError("the engine is closed"))

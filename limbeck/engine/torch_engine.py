@@ -17,7 +17,7 @@ from limbeck.engine.loading import LoadedModel
 from limbeck.engine.prefix_cache import PrefixCache
 from limbeck.engine.requests import GenerateRequest, Generation, Message, ScoreRequest, Scores
 from limbeck.engine.scoring import Query, make_query, make_trie, score_batch
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, PromptTooLong
 
 # Tokens of one packed pass: enough to keep the cores busy, few enough that tokens of different rows, which a
 # mask hides from each other, cost little.
@@ -147,7 +147,7 @@ class TorchEngine:
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.context_tokens:
-            raise ModelError(
+            raise PromptTooLong(
                 f"a prompt of {tokens} tokens does not fit {self.name!r}",
                 valid=f"at most {self.context_tokens} tokens, the answer included",
                 hint="fewer demonstrations, or a shorter input",

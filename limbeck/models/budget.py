@@ -62,9 +62,13 @@ class Budget:
                 self._in_flight -= 1
                 self._free.notify_all()
 
-    def _fits(self, ledger: Ledger, usd: float, tokens: int) -> bool:
+    def check_time(self, ledger: Ledger) -> None:
+        """Raise BudgetExceeded where the minutes are spent: for work that makes no calls."""
         if self.max_minutes is not None and self._minutes() >= self.max_minutes:
             raise self._exceeded(ledger)
+
+    def _fits(self, ledger: Ledger, usd: float, tokens: int) -> bool:
+        self.check_time(ledger)
         spent = ledger.totals(metered=True)
         if self.max_usd is not None and spent.usd + self._held_usd + usd > self.max_usd:
             return False

@@ -22,7 +22,7 @@ from limbeck.engine.loading import file_fingerprint, load_model
 from limbeck.engine.probe import best_device, best_dtype
 from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores
 from limbeck.engine.torch_engine import TorchEngine
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, PromptTooLong
 from limbeck.models.backend import ScoresUnavailable
 
 # Dequantized to bf16, a 4-bit file grows about 3.5 times; the caches want some room as well.
@@ -105,7 +105,8 @@ class LlamaCppBackend:
         except TypeError as error:  # text that is no valid Unicode
             raise ModelError(f"{self.name} cannot read this prompt: {error}") from error
         if "error" in answer:
-            raise ModelError(
+            kind = PromptTooLong if answer["error"].get("type") == "exceed_context_size_error" else ModelError
+            raise kind(
                 f"{self.name}: {answer['error'].get('message', answer['error'])}",
                 valid=f"at most {self.context_tokens} tokens, the answer included",
             )
@@ -158,4 +159,13 @@ def _free_memory() -> float:
     except OSError:
         return math.inf
     sizes = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return float(sizes["MemAvailable"].split()[0]) * 1024
+    return min(float(sizes["MemAvailable"].split()[0]) * 1024, _container_memory())
+
+
+def _container_memory() -> float:
+    """Return the bytes that a container (cgroup 2) has left; infinity outside one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return float((group / "memory.max").read_text()) - float((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup 2, or "max"
+        return math.inf

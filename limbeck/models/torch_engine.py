@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 from limbeck.engine.loading import load_model
@@ -26,6 +27,8 @@ class TorchBackend:
         self.name = engine.name
         # bf16 and fp32 weights answer a little differently.
         self.fingerprint = f"torch/{engine.fingerprint}/{engine.loaded.dtype}"
+        # The engine's thread holds the weights until it ends.
+        weakref.finalize(self, engine.close).atexit = False
 
     @classmethod
     def load(cls, name: str, *, adapter: Path | None = None) -> TorchBackend:

@@ -117,6 +117,14 @@ def check(config: RunConfig) -> None:
         )
     if config.labels and not config.output:
         raise InputError("--labels needs --output, the column to predict", hint="limbeck run --help")
+    kind, _, rest = config.student.partition(":")
+    if config.student != "embedded" and not (kind in ("hf", "gguf") and rest):
+        raise InputError(
+            f"the student {config.student!r} cannot be trained here",
+            valid="local weights: embedded, gguf:PATH, hf:NAME_OR_PATH",
+            hint="limbeck doctor",
+        )
+    label_shares(config.label_distribution)
     for name in ("max_usd", "max_tokens", "max_minutes"):
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -128,6 +136,22 @@ def check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 0:
             raise InputError(f"--{name.replace('_', '-')} is {value}", valid="0 or more")
+
+
+def label_shares(given: str) -> Literal["uniform", "observed"] | Mapping[str, float]:
+    """Return a label distribution as `--label-distribution` gives it; InputError where it is none."""
+    if given in ("uniform", "observed"):
+        return given
+    try:
+        found: Any = json.loads(given)
+        shares = {str(label): float(share) for label, share in found.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"--label-distribution {given!r} is no JSON object of shares", valid='uniform, observed or {"label": share}'
+        ) from error
+    if not shares or min(shares.values()) < 0 or not any(shares.values()):
+        raise InputError(f"--label-distribution {given!r} has no share above 0, or one below", valid='{"label": 0.5}')
+    return shares
 
 
 def _toml_value(value: Any) -> str:

@@ -20,13 +20,18 @@ from limbeck.task import Task
 
 @dataclass(frozen=True)
 class Context:
-    """One run at work. `plan.task` and `task` are the same object; descriptions arrive with `with_task`."""
+    """One run at work. `plan.task` and `task` are the same object; `given` are the user's own label descriptions.
+
+    `models` names what answers beside the models' names: a file behind a name may change.
+    """
 
     run: RunFolder
     task: Task
     split: Split
     teacher: LM
     plan: StudentPlan
+    given: Mapping[str, str]
+    models: tuple[str, ...] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -76,7 +81,7 @@ class Context:
 
     def key(self, *parts: Any) -> list[Any]:
         """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
-        return [self.config.identity(), self.task.fingerprint, *parts]
+        return [self.config.identity(), self.task.fingerprint, self.models, *parts]
 
     def task_inputs(self, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
         """Return the input fields of one row."""

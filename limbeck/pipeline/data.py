@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import dspy
 import numpy as np
@@ -28,7 +28,8 @@ from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_
 from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
 from limbeck.compile.source import Source, source_of
 from limbeck.compile.synthesize import SynthesisConfig, synthesize
-from limbeck.errors import InputError, StageEmpty
+from limbeck.errors import StageEmpty
+from limbeck.pipeline.config import label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
@@ -64,23 +65,6 @@ def rows_to_write(context: Context, pool: int) -> int:
     if context.config.synthetic_rows is not None:
         return context.config.synthetic_rows
     return max(0, context.spend.rows_to_have(context.closed) - pool)
-
-
-def _distribution(context: Context) -> Literal["uniform", "observed"] | Mapping[str, float]:
-    import json
-
-    given = context.config.label_distribution
-    if given in ("uniform", "observed"):
-        return given
-    try:
-        found = json.loads(given)
-    except ValueError as error:
-        raise InputError(
-            f"--label-distribution {given!r} is no JSON object", valid='uniform, observed or {"label": share}'
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"--label-distribution {given!r} is no JSON object", valid='{"label": share}')
-    return cast(dict[str, float], found)
 
 
 def _progress(context: Context, what: str) -> Callable[[int, int], None]:
@@ -158,7 +142,10 @@ def _source(context: Context) -> Source:
 def _writing(context: Context, wanted: int) -> SynthesisConfig:
     """Return how rows are written; a very small teacher follows no style and needs a cooler head."""
     config = SynthesisConfig(
-        total=wanted, distribution=_distribution(context), threads=context.callers, seed=context.config.seed
+        total=wanted,
+        distribution=label_shares(context.config.label_distribution),
+        threads=context.callers,
+        seed=context.config.seed,
     )
     parameters = local_parameters(context.config.teacher)
     if parameters is not None and parameters < _FOLLOWS_STYLES:
@@ -224,13 +211,18 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
             config = LabelConfig(
                 temperature=0.8 if sample else 0.0, threads=context.callers, seed=context.config.seed + sample
             )
-            answers = answer_all(
-                [gold[i].inputs for i in left],
-                labeler,
-                blocks=[-1] * len(left),
-                config=config,
-                progress=_progress(context, f"answering the labelled rows, try {sample + 1}"),
-            )
+            if not left:
+                break
+            try:
+                answers = answer_all(
+                    [gold[i].inputs for i in left],
+                    labeler,
+                    blocks=[-1] * len(left),
+                    config=config,
+                    progress=_progress(context, f"answering the labelled rows, try {sample + 1}"),
+                )
+            except StageEmpty:
+                continue  # of the rows that are left, none got an answer this time
             for i, answer in zip(left, answers, strict=True):
                 if answer.reason or not _right(context, examples[i], answer.outputs):
                     continue
@@ -247,7 +239,10 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
 
 
 def _right(context: Context, example: Any, outputs: Mapping[str, Any]) -> bool:
-    return float(context.task.metric(example, dspy.Prediction(**outputs))) >= _RIGHT
+    try:
+        return float(context.task.metric(example, dspy.Prediction(**outputs))) >= _RIGHT
+    except Exception:  # a user's metric may stumble over what a model wrote
+        return False
 
 
 # -- curate ------------------------------------------------------------------------------------------------------
@@ -317,6 +312,8 @@ def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> Labe
     from limbeck.engine.embedding import encode
     from limbeck.engine.linear import fit_linear
 
+    # Descriptions that the teacher wrote have seen the gold rows: without them.
+    context = replace(context, task=context.task.with_descriptions(context.given))
     task, folds = context.task, context.folds()
     bare = predict(context.plan, task.program.deepcopy(), context.answerer, context.split.gold, "teacher")
     measured = {"teacher": label_matrix(bare, context.output, task.labels)}

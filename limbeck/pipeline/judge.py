@@ -30,11 +30,12 @@ class Choice:
     scores: Mapping[str, float]
 
 
-def choose(gold: Tuned, student: Tuned | None, base: Sequence[float]) -> Choice:
+def choose(gold: Tuned, student: Tuned | None, base: Sequence[float], *, blind: bool = True) -> Choice:
     """Choose among the distilled, the gold-only and the untouched student by out-of-fold scores on gold rows.
 
     The distilled student stays unless another is better by more than one standard error of the paired
-    difference: out of fold it was fitted on a part of its data only. It has to beat its prompted base.
+    difference: out of fold it was fitted on a part of its data only. It has to beat its prompted base. Without
+    `blind` the teacher wrote its rows with the held-out rows in its prompt, and the reason says so.
     """
     scores = {BASE: float(np.mean(base)) if len(base) else float("nan")}
     if not gold.scores:
@@ -49,8 +50,12 @@ def choose(gold: Tuned, student: Tuned | None, base: Sequence[float]) -> Choice:
         error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
         best = GOLD_ONLY if gap.mean() > error else STUDENT
     if scores[best] <= scores[BASE]:
+        best = max(scores, key=lambda name: scores[name])
+    if best == BASE:
         return Choice(BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {scores[best]:.2f}", scores)
     told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    if not blind and student is not None:
+        told += " (the distilled one's flatters: the teacher's prompt showed the held-out rows)"
     return Choice(best, f"out of fold on the labels: {told}", scores)
 
 
@@ -68,7 +73,7 @@ def _lm(context: Context, adapter: str, role: str) -> LM:
     )
 
 
-def _measure(context: Context, name: str, program: dspy.Module, lm: LM) -> SystemResult:
+def _measure(context: Context, name: str, program: dspy.Module, lm: LM, threads: int) -> SystemResult:
     def progress(done: int, total: int) -> None:
         context.run.reporter.step(f"scoring {name}", done, total)
 
@@ -79,7 +84,7 @@ def _measure(context: Context, name: str, program: dspy.Module, lm: LM) -> Syste
         context.split.test,
         context.task.metric,
         adapter=context.plan.adapter,
-        threads=CALLERS if lm.role != context.teacher.role else context.callers,
+        threads=threads,
         progress=progress,
     )
 
@@ -131,8 +136,9 @@ def evaluate_systems(
         def work(
             name: str = name, program: dspy.Module = program, who: str = who, adapter: str = adapter
         ) -> dict[str, Any]:
-            lm = context.answerer if who == "teacher" else _lm(context, adapter, f"eval:{name}")
-            return _measure(context, name, program, lm).to_dict()
+            if who == "teacher":
+                return _measure(context, name, program, context.answerer, context.callers).to_dict()
+            return _measure(context, name, program, _lm(context, adapter, f"eval:{name}"), CALLERS).to_dict()
 
         recipe = recipes.get(name)
         key = context.key(name, _prompt_key(program), recipe.values() if recipe else None, _weights(context, adapter))

@@ -45,6 +45,7 @@ def _watch(context: Context, what: str) -> Callable[[Progress], None]:
     def show(p: Progress) -> None:
         detail = f"loss {p.loss:.2f}, {p.rows_per_second:.1f} rows/s, {p.seconds_left:.0f} s left"
         context.run.reporter.step(what, p.step, p.total, detail)
+        context.run.budget.check_time(context.run.ledger)
 
     return show
 
@@ -156,10 +157,11 @@ def _fold_fits(
             name,
             recipe,
             fold,
-            records_for(fold),
-            fits / stable_hash([name, recipe.values(), fold]) if keep else None,
+            records,
+            fits / stable_hash([context.key(name), recipe.values(), fold, _records_hash(records)]) if keep else None,
         )
         for fold in range(context.split.n_folds)
+        for records in (records_for(fold),)
     ]
 
 

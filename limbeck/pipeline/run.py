@@ -20,7 +20,6 @@ from limbeck.pipeline.data import BLIND, KEPT, curate_stage, synthesize_stage, t
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
     STUDENT,
-    Choice,
     base_out_of_fold,
     build_report,
     choose,
@@ -87,7 +86,7 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
         folder.warn(text)
     limit = config.spend.test_rows if config.test_rows is None else config.test_rows
     teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
-    student = _connect(folder, config.student, None, "student")
+    student = _connect(folder, _for_transformers(config.student), None, "student")
     task = _within_context(folder, task, student)
     split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
@@ -101,7 +100,8 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
         + (f", {len(task.labels)} classes" if task.labels else "")
         + (f", {len(task.unlabeled)} unlabelled rows" if task.unlabeled else "")
     )
-    return Context(folder, task, split, teacher, plan)
+    models = (_weights(teacher), _weights(student))
+    return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models)
 
 
 def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> LM:
@@ -115,6 +115,20 @@ def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> L
     for warning in caught:
         folder.warn(str(warning.message))
     return lm
+
+
+def _weights(lm: LM) -> str:
+    """Return what names a model's weights or server, whichever program and number type runs them today."""
+    engine: Any = getattr(lm.backend, "engine", None)
+    if engine is not None:
+        return str(engine.fingerprint)
+    return lm.backend.fingerprint.removeprefix("torch/").removeprefix("llamacpp/")
+
+
+def _for_transformers(student: str) -> str:
+    """Return the student's name as it is trained: a GGUF file's weights run in transformers."""
+    kind, _, path = student.partition(":")
+    return f"hf:{path}" if kind == "gguf" else student
 
 
 def _counter(student: LM) -> Callable[[str], int]:
@@ -235,7 +249,15 @@ class _Way:
         if not kept:
             return None
         recipes = [
-            replace(gold.recipe, epochs=float(spend.student_epochs), gold_weight=weight, batch_size=16, stop=1.0)
+            replace(
+                gold.recipe,
+                epochs=float(spend.student_epochs),
+                gold_weight=weight,
+                batch_size=16,
+                stop=1.0,
+                demos=demos,
+            )
+            for demos in ((False,) if context.config.effort == "quick" else (False, True))
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
@@ -252,17 +274,17 @@ class _Way:
         context = self.context
         context.run.reporter.stage("evaluate")
         base = base_out_of_fold(context) if gold.scores else []
-        choice = choose(gold, student, base)
+        choice = choose(gold, student, base, blind=context.closed)
         recipes = {GOLD_ONLY: gold.recipe, **({STUDENT: student.recipe} if student else {})}
         results = evaluate_systems(context, self.bare, self.program, recipes)
         report = build_report(context, results, choice, self.hashes)
-        self._remember(choice, recipes)
+        self._remember(report["verdict"]["use"] or choice.system, recipes)
         write_report(context.run.path, report)
         shutil.rmtree(context.run.path / FITS, ignore_errors=True)
         return report
 
-    def _remember(self, choice: Choice, recipes: Mapping[str, Recipe]) -> None:
-        """Write what `limbeck predict` needs: each student's prompt and adapter, and the chosen one."""
+    def _remember(self, system: str, recipes: Mapping[str, Recipe]) -> None:
+        """Write what `limbeck predict` needs: each student's prompt and adapter, and the system of the verdict."""
         from limbeck.pipeline.deploy import write_students
 
-        write_students(self.context, choice.system, recipes)
+        write_students(self.context, system, recipes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -61,7 +62,8 @@ class RunFolder:
     """One run's folder, open for work.
 
     `stage(name, key, work)` returns the payload that `work` made in this or an earlier start with the same key;
-    files a stage writes must be named in its payload so that a missing one means the work is done again.
+    files a stage writes must be named in its payload: where one is missing or has changed since, the work is done
+    again.
     """
 
     def __init__(self, config: RunConfig, reporter: Reporter) -> None:
@@ -98,7 +100,7 @@ class RunFolder:
         """
         key = stable_hash([name, parts])
         payload = self.ledger.stage(name, key)
-        if payload is not None and all((self.path / f).exists() for f in payload.get("files", ())):
+        if payload is not None and self._contents(payload) == payload.get("contents"):
             if show:
                 self.reporter.stage(name, cached=True)
         else:
@@ -108,10 +110,23 @@ class RunFolder:
             payload = dict(work())
             seconds = time.monotonic() - started
             payload["seconds"] = round(seconds, 2)
+            payload["contents"] = self._contents(payload)
             self.ledger.finish_stage(name, key, payload, seconds)
         if "log" in payload:
             self.stage_log.append({"name": name, "seconds": payload["seconds"], **payload["log"]})
         return {**payload, "key": key}
+
+    def _contents(self, payload: Mapping[str, Any]) -> dict[str, str]:
+        """Return a hash of each file, or each folder's files, that a payload names; "" for what is not there."""
+        found: dict[str, str] = {}
+        for name in payload.get("files", ()):
+            path = self.path / name
+            digest = hashlib.sha256()
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(file.name.encode() + file.read_bytes())
+            found[name] = digest.hexdigest()[:16] if path.exists() else ""
+        return found
 
     def close(self) -> None:
         """Close the ledger."""

@@ -20,8 +20,9 @@ from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, train
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
+from limbeck.models.labels import label_text
 from limbeck.models.torch_engine import TorchBackend
-from limbeck.records import Record
+from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
     from limbeck.task import Task
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
 # Tokens of an answer beyond twice the longest label, for a rationale or further predictors, and at most.
-_ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 512
+_ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 2048
 # Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end.
 CALLERS = 96
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
@@ -119,10 +120,13 @@ def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], 
     """Return the records as token rows under the student's own prompt.
 
     A program that reasons is trained on records that hold its whole answer: gold rows without a rationale or a
-    trace are left out, since a blank rationale would teach the student to skip it.
+    trace are left out, since a blank rationale would teach the student to skip it. So are rows that the prompt
+    itself shows as demonstrations: from them it could only learn to copy.
     """
     program = plan.program(recipe)
-    rendered = [r for record in records for r in _rendered(plan, program, recipe, record)]
+    shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
+    learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
+    rendered = [r for record in learned for r in _rendered(plan, program, recipe, record)]
     return tokenize_rows(tokenizer, rendered)
 
 
@@ -237,10 +241,16 @@ def predict(
 
 
 def label_matrix(result: SystemResult, field: str, labels: Sequence[str]) -> Matrix:
-    """Return the label probabilities of a result, shape [rows, labels]; NaN where a row has none."""
+    """Return the label probabilities of a result, shape [rows, labels]; NaN where a row has no answer.
+
+    An answer without probabilities, as of a server that gives none, puts all mass on its label.
+    """
     out = np.full((len(result.predictions), len(labels)), np.nan)
     for row, given in enumerate(result.probabilities):
         found = (given or {}).get(field)
+        said = label_text(result.predictions[row].get(field, ""))
+        if not found and said in labels:
+            found = {said: 1.0}
         if found:
             out[row] = [max(float(found.get(label, 0.0)), 1e-9) for label in labels]
     return out / out.sum(axis=1, keepdims=True)

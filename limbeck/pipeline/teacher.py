@@ -22,6 +22,8 @@ from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
 from limbeck.task import Task
 
+# Optimizers whose product is demonstrations and nothing else.
+_DEMO_OPTIMIZERS = frozenset({"labeled", "bootstrap", "random-search", "knn"})
 # Characters that one token holds on average in English; demonstrations are drawn to fit a token budget.
 _CHARS_PER_TOKEN = 4.0
 
@@ -126,11 +128,19 @@ def compile_closed(context: Context) -> dict[str, Any]:
             context = replace(context, task=with_instructions(context.task, compiled.program))
         else:
             notes.append(f"{optimizer} did not beat the plain prompt on dev rows: it is not kept")
+        if compiled.kept and optimizer in _DEMO_OPTIMIZERS:
+            notes.append(
+                f"{optimizer} changes demonstrations alone, and a closed task draws its own for every block of rows: "
+                "mipro, gepa, simba or copro would change its instructions"
+            )
     described, blind = _described(context)
     k = demo_budget(context.split.gold, context.spend.demo_tokens)
-    bare, shown = Prompt("zero-shot", {}, 0), Prompt("demonstrations", {}, k)
     both = Prompt("demonstrations and descriptions", described, k, blind)
-    candidates = [bare, shown, *([Prompt("descriptions", described, 0, blind), both] if described else [])]
+    shown = Prompt("demonstrations", {}, k)
+    candidates = [Prompt("descriptions", described, 0, blind), both] if described else []
+    if not context.given:
+        # What the user said of the labels belongs to the task; what the teacher wrote has to prove itself.
+        candidates = [Prompt("zero-shot", {}, 0), shown, *candidates]
     if context.split.n_folds < 2:
         chosen = both if described else shown
         tried: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 Row = dict[str, Any]
@@ -110,13 +111,21 @@ def run(tasks: Path, name: str, seeds: list[int], teacher: str, pools: list[str]
 
 
 def table(tasks: Path) -> None:
-    """Print one line a run: every system's score with its interval."""
+    """Print one line a run: every system's score with its interval; then means over the seeds of one task."""
+    seeds: dict[str, list[dict[str, float]]] = defaultdict(list)
     for path in sorted((tasks / "runs").glob("*/report.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         cells = [
             f"{name} {s['score']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]" for name, s in report["systems"].items()
         ]
         print(f"{path.parent.name} (n={report['n_test']}): " + "; ".join(cells))
+        name, _, pool = path.parent.name.rsplit("-", 2)
+        seeds[f"{name}-{pool}"].append({system: s["score"] for system, s in report["systems"].items()})
+    for name, runs in seeds.items():
+        if len(runs) > 1:
+            shared = [system for system in runs[0] if all(system in run for run in runs)]
+            means = [f"{s} {mean(r[s] for r in runs):.3f} ± {stdev(r[s] for r in runs):.3f}" for s in shared]
+            print(f"{name}, mean and deviation of {len(runs)} seeds: " + "; ".join(means))
 
 
 def main() -> None:

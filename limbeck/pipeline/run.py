@@ -18,6 +18,7 @@ from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import BLIND, KEPT, curate_stage, synthesize_stage, trusted_gold
 from limbeck.pipeline.judge import (
+    BASE,
     GOLD_ONLY,
     STUDENT,
     base_out_of_fold,
@@ -278,7 +279,9 @@ class _Way:
         recipes = {GOLD_ONLY: gold.recipe, **({STUDENT: student.recipe} if student else {})}
         results = evaluate_systems(context, self.bare, self.program, recipes)
         report = build_report(context, results, choice, self.hashes)
-        self._remember(report["verdict"]["use"] or choice.system, recipes)
+        # The verdict's own program where it is a student: a probe has no program, and a teacher costs money.
+        used = report["verdict"]["use"]
+        self._remember(used if used in {BASE, *recipes} else choice.system, recipes)
         write_report(context.run.path, report)
         shutil.rmtree(context.run.path / FITS, ignore_errors=True)
         return report

@@ -122,10 +122,11 @@ def _verdict(report: Mapping[str, Any]) -> Text:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("stage", "seconds", "in", "kept")
-    table.add_column("rejected")
+    table = _table("stage", "seconds", "in")
+    table.add_column("kept")
+    table.add_column("rejected", no_wrap=True)
     for stage in stages:
-        rejected = ", ".join(f"{n} {reason}" for reason, n in stage.get("rejected", {}).items() if n)
+        rejected = "\n".join(f"{n} {reason}" for reason, n in stage.get("rejected", {}).items() if n)
         cells = [str(stage.get(k, "")) for k in ("records_in", "kept")]
         table.add_row(stage["name"], f"{stage['seconds']:.1f}", *cells, rejected)
     return table

@@ -39,6 +39,11 @@ class Effort:
     samples: int
     open_rows: int
 
+    def passes(self, closed: bool) -> tuple[int, int]:
+        """Return the passes over the labels alone and over all rows; whole texts take twice as many as labels."""
+        factor = 1 if closed else 2
+        return factor * self.gold_epochs, factor * self.student_epochs
+
     def rows_to_label(self, closed: bool) -> int:
         """Return how many unlabelled rows are labelled at most."""
         return self.pool_rows if closed else min(self.pool_rows, self.open_rows)

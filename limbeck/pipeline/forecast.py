@@ -104,8 +104,8 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         known = [p for p in parts if p is not None]
         return Line(stage, calls, int(tokens_in), int(tokens_out), sum(known) if known else None)
 
-    tunes = gold * spend.gold_epochs * len(spend.learning_rates) * 2 * row
-    distils = (gold + pool + written) * spend.student_epochs * (len(spend.gold_weights) + 1) * row
+    tunes = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * row
+    distils = (gold + pool + written) * spend.passes(closed)[1] * (len(spend.gold_weights) + 1) * row
     lines = (
         line("compile", 4 * gold, 4 * gold * row + 2 * folds * spend.demo_tokens, 4 * gold * answer),
         line("learn from the labels alone", 0, 0, 0, tunes),

@@ -111,7 +111,7 @@ def tune(
     *,
     keep: bool = False,
 ) -> Tuned:
-    """Return the recipe, ended where its mean out-of-fold value was highest; the first of equals.
+    """Return the recipe, ended where its mean out-of-fold value was highest; of equals the first, ended last.
 
     Without folds the first recipe is the fixed default and nothing is measured. `keep` keeps every fold's
     adapter of the winner, for labelling new rows.
@@ -129,7 +129,11 @@ def tune(
             # A fit of very few steps has fewer looks; its last one stands for the rest.
             looks = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
             tried.append(_gathered(context, replace(recipe, stop=(at + 1) / LOOKS), looks))
-    best = max(range(len(tried)), key=lambda i: (round(float(np.mean(tried[i].useful)), 6), -i))
+    # Two looks at one score: early ones have often learned nothing yet but the most frequent answer.
+    best = max(
+        range(len(tried)),
+        key=lambda i: (round(float(np.mean(tried[i].useful)), 6), -(i // LOOKS), i),
+    )
     log = [{**one.recipe.values(), "useful": float(np.mean(one.useful)), "score": one.score} for one in tried]
     return replace(tried[best], tried=tuple(log))
 

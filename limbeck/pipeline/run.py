@@ -196,7 +196,8 @@ class _Way:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
         context, spend = self.context, self.context.spend
         self.gold = self._gold_rows()
-        recipes = [Recipe(lr, spend.gold_epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates]
+        epochs, _ = spend.passes(context.closed)
+        recipes = [Recipe(lr, epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates]
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
@@ -252,9 +253,9 @@ class _Way:
         recipes = [
             replace(
                 gold.recipe,
-                epochs=float(spend.student_epochs),
+                epochs=spend.passes(context.closed)[1],
                 gold_weight=weight,
-                batch_size=16,
+                batch_size=16 if context.closed else 8,
                 stop=1.0,
                 demos=demos,
             )

@@ -183,6 +183,9 @@ def test_configuration_survives_its_file(config: RunConfig) -> None:
         ({"output": ()}, "--output"),
         ({"max_usd": -1.0}, "--max-usd"),
         ({"test_rows": -5}, "--test-rows"),
+        ({"student": "openai/gpt-5-mini"}, "cannot be trained"),
+        ({"label_distribution": "even"}, "--label-distribution"),
+        ({"label_distribution": '{"traffic": -1}'}, "--label-distribution"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(config: RunConfig, changes: dict[str, Any], said: str) -> None:

@@ -178,10 +178,12 @@ def _optimize(context: Context) -> Compiled:
         if config.reflection
         else None
     )
+    # An optimizer that writes instructions needs room for them; one that answers rows does not.
+    writes = bool(config.optimizer) and config.optimizer not in _DEMO_OPTIMIZERS
     return compile_program(
         context.task,
         context.split,
-        context.teacher,
+        context.teacher if writes else context.answerer,
         optimizer=config.optimizer or None,
         effort=config.effort,
         seed=config.seed,

@@ -1,0 +1,73 @@
+"""Pieces of the pipeline that need no model: choices, stored stages, answers without probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from limbeck.comparison import SystemResult
+from limbeck.errors import BudgetExceeded
+from limbeck.ledger import Ledger
+from limbeck.models import Budget
+from limbeck.pipeline.config import RunConfig
+from limbeck.pipeline.judge import choose
+from limbeck.pipeline.learn import Tuned
+from limbeck.pipeline.runfolder import Silent, open_run
+from limbeck.pipeline.students import Recipe, label_matrix
+
+
+def _tuned(scores: list[float]) -> Tuned:
+    return Tuned(Recipe(1e-3, 1), tuple(scores), tuple(scores), np.empty((0, 0)), ())
+
+
+def test_the_best_of_all_is_chosen_where_the_base_beats_the_distilled_student() -> None:
+    student, gold = _tuned([1.0] * 7 + [0.0] * 3), _tuned([1.0] * 6 + [0.0, 1.0, 1.0, 0.0])
+    assert choose(gold, student, [1.0] * 5 + [0.0] * 5).system == "student"
+    chosen = choose(gold, student, [1.0] * 15 + [0.0] * 5)
+    assert chosen.system == "student_gold_only"
+    assert choose(gold, student, [1.0] * 9 + [0.0]).system == "student_base"
+
+
+def test_a_score_that_is_not_blind_says_so() -> None:
+    student, gold = _tuned([1.0, 1.0, 0.0]), _tuned([1.0, 0.0, 0.0])
+    assert "flatters" in choose(gold, student, [0.0] * 3, blind=False).because
+    assert "flatters" not in choose(gold, student, [0.0] * 3).because
+
+
+def test_an_answer_without_probabilities_puts_all_mass_on_its_label() -> None:
+    result = SystemResult("t", (1.0, 0.0, 0.0), ({"label": "a"}, {"label": "b"}, {}), (None, None, None))
+    matrix = label_matrix(result, "label", ["a", "b"])
+    assert matrix[:2].tolist() == [pytest.approx([1, 0], abs=1e-6), pytest.approx([0, 1], abs=1e-6)]
+    assert np.isnan(matrix[2]).all()
+
+
+def test_a_stage_is_done_again_where_its_file_is_another_stages_by_now(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def work(folder: Path, text: str) -> Callable[[], dict[str, Any]]:
+        def write() -> dict[str, Any]:
+            made.append(text)
+            (folder / "program.json").write_text(text)
+            return {"files": ["program.json"]}
+
+        return write
+
+    with open_run(RunConfig(out=str(tmp_path / "run"), labels="x", output=("y",)), Silent()) as run:
+        for text in ("seed 0", "seed 0", "seed 1", "seed 0"):
+            run.stage("compile", [text], work(run.path, text))
+            assert (run.path / "program.json").read_text() == text
+    assert made == ["seed 0", "seed 1", "seed 0"]
+
+
+def test_minutes_hold_for_work_without_calls(tmp_path: Path) -> None:
+    now = [0.0]
+    budget = Budget(max_minutes=2.0, clock=lambda: now[0])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        budget.check_time(ledger)
+        now[0] = 121.0
+        with pytest.raises(BudgetExceeded, match="--max-minutes 2"):
+            budget.check_time(ledger)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, generation
+from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, packed, tree
 from limbeck.engine.chat import Chat, Prompt
-from limbeck.engine.generation import Draft, choose
+from limbeck.engine.drafts import Draft, choose
 from limbeck.errors import ModelError
 
 SYSTEM = ("system", "label the text as spam or ham")
@@ -61,8 +61,8 @@ def test_a_ragged_batch_writes_what_each_row_writes_alone(loaded: LoadedModel, e
 
 
 def test_waiting_rows_take_the_places_of_finished_ones(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generation, "_ADMITTED", 2)
-    monkeypatch.setattr(generation, "_DEAD_TOKENS", 8)
+    monkeypatch.setattr(packed, "_ADMITTED", 2)
+    monkeypatch.setattr(tree, "DEAD_TOKENS", 8)
     texts = [*TEXTS, "see you", TEXTS[0], *TEXTS[1:]]
     asked = [request(text, max_tokens=3 + 5 * (i % 4)) for i, text in enumerate(texts)]
     engine = TorchEngine(loaded, max_batch=4)
@@ -73,8 +73,8 @@ def test_waiting_rows_take_the_places_of_finished_ones(loaded: LoadedModel, monk
         passes += 1
         return forward(*given)
 
-    forward = generation._Packed._forward  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(generation._Packed, "_forward", counted)  # pyright: ignore[reportPrivateUsage]
+    forward = tree.TokenForest.forward
+    monkeypatch.setattr(tree.TokenForest, "forward", counted)
     found = engine.generate_many(asked)
     assert [g.text for g in found] == [expected_text(loaded, a) for a in asked]
     assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from limbeck.errors import ModelError
@@ -15,6 +16,15 @@ Job = TypeVar("Job")
 
 # Callers that got their answer need about this many waiting times to ask again.
 _PATIENCE = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much goes into one batch: rows, tokens kept in memory, tokens packed into one prefill pass."""
+
+    rows: int
+    tokens: int
+    pack_tokens: int
 
 
 def batches_by_length(sizes: Sequence[int], max_rows: int, max_tokens: int) -> list[list[int]]:

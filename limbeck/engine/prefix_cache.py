@@ -70,17 +70,11 @@ class _GrowingLayer(DynamicLayer):
         self._buffers[1][:, :, start : self._length] = value_states
         return self._show()
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
+    def keep(self, dim: int, index: Tensor) -> None:
+        """Keep only these rows of the batch (`dim` 0) or these tokens (`dim` 2)."""
         if self._buffers is not None:
-            self._buffers = (self._buffers[0].index_select(0, rows), self._buffers[1].index_select(0, rows))
-            self._show()
-
-    def keep_columns(self, columns: Tensor) -> None:
-        """Keep only these tokens."""
-        if self._buffers is not None:
-            self._length = int(columns.numel())
-            self._buffers = (self._buffers[0].index_select(2, columns), self._buffers[1].index_select(2, columns))
+            self._buffers = (self._buffers[0].index_select(dim, index), self._buffers[1].index_select(dim, index))
+            self._length = int(index.numel()) if dim == 2 else self._length
             self._show()
 
     def _show(self) -> tuple[Tensor, Tensor]:
@@ -135,16 +129,11 @@ class Context:
         self.length += ids.shape[1]
         return output.logits
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
+    def keep(self, dim: int, index: Tensor) -> None:
+        """Keep only these rows of the batch (`dim` 0) or these tokens (`dim` 2)."""
         for layer in cast("list[_GrowingLayer]", self._cache.layers):
-            layer.keep_rows(rows)
-
-    def keep_columns(self, columns: Tensor) -> None:
-        """Keep only these tokens."""
-        for layer in cast("list[_GrowingLayer]", self._cache.layers):
-            layer.keep_columns(columns)
-        self.length = int(columns.numel())
+            layer.keep(dim, index)
+        self.length = int(index.numel()) if dim == 2 else self.length
 
     def key_values(self) -> KeyValues:
         """Return the keys and values so far."""

@@ -9,10 +9,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
-from limbeck.engine.batching import Gatherer, settle
+from limbeck.engine.batching import Gatherer, Limits, settle
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.compute import on_compute_thread
-from limbeck.engine.generation import Draft, Limits, generate_batch
+from limbeck.engine.drafts import Draft
+from limbeck.engine.generation import generate_batch
 from limbeck.engine.loading import LoadedModel
 from limbeck.engine.prefix_cache import PrefixCache
 from limbeck.engine.requests import GenerateRequest, Generation, Message, ScoreRequest, Scores

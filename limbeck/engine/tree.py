@@ -8,6 +8,7 @@ Every token sees the prefix, its own ancestors and itself, as SpecInfer's tree a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from limbeck.engine.prefix_cache import Context, KeyValues
 ROOT = -1
 # Rows of logits turned to fp32 at once: 64 of 150,000 words are 38 MB.
 _CHUNK = 64
+# Tokens that nothing sees any more, from which on clearing them away pays.
+DEAD_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Tokens that follow one another from `start` on, under what `sees` says of their parent."""
+
+    start: int
+    ids: tuple[int, ...]
+    depth: int
+    sees: Tensor
 
 
 class TokenForest:
@@ -27,45 +40,61 @@ class TokenForest:
         self._context = Context(model, prefix, room=room)
         self._prefix = prefix
         self._device = device
-        self._ids: list[int] = []
-        self._depths: list[int] = []
-        self._done = 0
-        self._sees = torch.zeros(room, room, dtype=torch.bool)
+        self._length = 0
+        self._queue: list[_Chain] = []
+        # For the last token of every chain: which tokens it sees [its index + 1], itself included.
+        self._sees: dict[int, Tensor] = {}
 
     def append(self, ids: Sequence[int], parent: int = ROOT) -> int:
-        """Queue a chain of tokens under `parent` (an index, or ROOT); return its last token's index."""
-        start, stop = len(self._ids), len(self._ids) + len(ids)
-        self._reserve(stop)
-        depth = 0 if parent == ROOT else self._depths[parent] + 1
+        """Queue a chain of tokens under `parent` (what an earlier call returned, or ROOT); return its last token."""
+        start, self._length = self._length, self._length + len(ids)
+        above = torch.zeros(start, dtype=torch.bool)
         if parent != ROOT:
-            self._sees[start:stop] = self._sees[parent]
-        self._sees[start:stop, start:stop] = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-        self._ids += ids
-        self._depths += range(depth, depth + len(ids))
-        return stop - 1
+            above[: parent + 1] = self._sees[parent]
+        self._queue.append(_Chain(start, tuple(ids), int(above.sum()), above))
+        self._sees[self._length - 1] = torch.cat([above, torch.ones(len(ids), dtype=torch.bool)])
+        return self._length - 1
 
     def forward(self, wanted: Sequence[int]) -> Tensor:
         """Run the queued tokens; return the logits [wanted, vocabulary] after the wanted ones among them."""
-        start, stop = self._done, len(self._ids)
-        ids = torch.tensor([self._ids[start:stop]], device=self._device)
-        positions = torch.tensor([self._depths[start:stop]], device=self._device) + self._prefix.length
-        visible = torch.ones(1, stop - start, self._prefix.length + stop, dtype=torch.bool)
-        visible[0, :, self._prefix.length :] = self._sees[start:stop, :stop]
-        keep = torch.tensor(wanted, device=self._device) - start
-        self._done = stop
-        return self._context.forward(ids, positions, visible.to(self._device), keep)[0]
+        start, skip = self._queue[0].start, self._prefix.length
+        ids = [token for chain in self._queue for token in chain.ids]
+        places = [skip + chain.depth + n for chain in self._queue for n in range(len(chain.ids))]
+        visible = torch.zeros(1, len(ids), skip + self._length, dtype=torch.bool)
+        visible[:, :, :skip] = True
+        for chain in self._queue:
+            stop = chain.start + len(chain.ids)
+            rows = visible[0, chain.start - start : stop - start, skip:]
+            rows[:, : chain.start] = chain.sees
+            rows[:, chain.start : stop] = torch.ones(len(chain.ids), len(chain.ids), dtype=torch.bool).tril()
+        self._queue = []
+        return self._context.forward(
+            torch.tensor([ids], device=self._device),
+            torch.tensor([places], device=self._device),
+            visible.to(self._device),
+            torch.tensor(wanted, device=self._device) - start,
+        )[0]
 
     def path(self, node: int) -> tuple[KeyValues, Tensor]:
         """Return all keys and values, and the columns of `node`'s ancestors and itself, prefix left out."""
-        columns = self._sees[node, : node + 1].nonzero().squeeze(1) + self._prefix.length
+        columns = self._sees[node].nonzero().squeeze(1) + self._prefix.length
         return self._context.key_values(), columns.to(self._device)
 
-    def _reserve(self, size: int) -> None:
-        known = self._sees.shape[0]
-        if size > known:
-            grown = torch.zeros(2 * size, 2 * size, dtype=torch.bool)
-            grown[:known, :known] = self._sees
-            self._sees = grown
+    def prune(self, ends: Sequence[int]) -> list[int]:
+        """Let go of all tokens but these and their ancestors, nothing being queued; return their new indices."""
+        seen = torch.zeros(self._length, dtype=torch.bool)
+        for end in ends:
+            seen[: end + 1] |= self._sees[end]
+        if self._length - int(seen.sum()) < DEAD_TOKENS:
+            self._sees = {end: self._sees[end] for end in ends}
+            return list(ends)
+        places = seen.cumsum(0) - 1
+        found = [int(places[end]) for end in ends]
+        self._sees = {at: self._sees[end][seen[: end + 1]] for at, end in zip(found, ends, strict=True)}
+        self._length = int(seen.sum())
+        columns = torch.cat([torch.arange(self._prefix.length), seen.nonzero().squeeze(1) + self._prefix.length])
+        self._context.keep(2, columns.to(self._device))
+        return found
 
 
 def log_probabilities(logits: Tensor, picks: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -1,0 +1,98 @@
+"""Texts on their way: what each has written, how it draws its next token, and when it ends."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.engine.chat import Chat, Prompt
+from limbeck.engine.requests import GenerateRequest, Generation
+
+# Candidates of a nucleus kept before the exact sort: almost every nucleus is smaller.
+_NUCLEUS = 256
+
+
+@dataclass
+class Draft:
+    """One request on its way: its prompt, the tokens written so far and the draws that choose them."""
+
+    request: GenerateRequest
+    prompt: Prompt
+    max_tokens: int
+    written: list[int] = field(default_factory=list[int])
+    cached_tokens: int = 0
+    _draws: list[float] = field(default_factory=list[float])
+
+    @property
+    def draw(self) -> float:
+        """The uniform number for the next token; depends on the seed and the token's position alone."""
+        if not self._draws:
+            generator = torch.Generator().manual_seed(self.request.seed)
+            self._draws = torch.rand(self.max_tokens, generator=generator, dtype=torch.float64).tolist()
+        return self._draws[len(self.written)]
+
+    def result(self, chat: Chat) -> Generation | None:
+        """Return the finished text, or None while it goes on."""
+        ended = bool(self.written) and self.written[-1] in chat.stop_ids
+        text = ""
+        if ended or self.request.stop or len(self.written) >= self.max_tokens:
+            text = chat.text(self.written[:-1] if ended else self.written)
+        cuts = [at for at in map(text.find, self.request.stop) if at >= 0]
+        if not (ended or cuts or len(self.written) >= self.max_tokens):
+            return None
+        reason: Literal["stop", "length"] = "stop" if ended or cuts else "length"
+        return Generation(
+            text[: min(cuts)] if cuts else text,
+            len(self.prompt.ids),
+            len(self.written),
+            reason,
+            self.cached_tokens,
+        )
+
+
+def advance(
+    chat: Chat, drafts: Sequence[Draft], rows: Sequence[int], logits: Tensor, deliver: Callable[[int, Generation], None]
+) -> dict[int, int]:
+    """Give each of these rows its next token; deliver those that end, return {row: token} of the others."""
+    staying: dict[int, int] = {}
+    for i, token in zip(rows, choose([drafts[i] for i in rows], logits), strict=True):
+        drafts[i].written.append(token)
+        if (result := drafts[i].result(chat)) is not None:
+            deliver(i, result)
+        else:
+            staying[i] = token
+    return staying
+
+
+def choose(drafts: Sequence[Draft], logits: Tensor) -> list[int]:
+    """Return each draft's next token: the likeliest at temperature 0, else by its own draw."""
+    greedy = logits.argmax(dim=-1).tolist()
+    return [
+        token if draft.request.temperature <= 0 or len(draft.written) >= draft.max_tokens else _sample(draft, row)
+        for draft, row, token in zip(drafts, logits, greedy, strict=True)
+    ]
+
+
+def _sample(draft: Draft, logits: Tensor) -> int:
+    """Draw one token by inverting the cumulative distribution at the draft's uniform number."""
+    weights = torch.softmax(logits.double() / draft.request.temperature, dim=-1)
+    ids: Any = None
+    if draft.request.top_p < 1:
+        weights, ids = _nucleus(weights, draft.request.top_p)
+    edges = weights.cumsum(0)
+    at = min(int(torch.searchsorted(edges, edges[-1] * draft.draw, right=True)), len(edges) - 1)
+    return at if ids is None else int(ids[at])
+
+
+def _nucleus(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return the likeliest tokens whose mass reaches `top_p`, and their ids."""
+    values, ids = weights.topk(min(_NUCLEUS, len(weights)))
+    if float(values.sum()) < top_p:
+        values, ids = weights.sort(descending=True)
+    kept = int((values.cumsum(0) - values < top_p).sum())
+    return values[:kept], ids[:kept]

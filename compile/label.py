@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.demos import draw_demos, with_demos
-from limbeck.errors import BudgetExceeded, ModelError, PromptTooLong, StageEmpty
-from limbeck.metrics import Metric
+from limbeck.errors import BudgetExceeded, ModelError, StageEmpty
+from limbeck.evaluate import LOST_SHARE
+from limbeck.metrics import Metric, likeness
 from limbeck.models import recorded_scores
 from limbeck.models.labels import label_text
 from limbeck.records import CHECKED, MANUAL, Provenance, Record, stable_hash
@@ -32,8 +33,6 @@ FAILED = "failed"
 _RATIONALES = ("reasoning", "rationale")
 _SHOWN_ERROR = 300
 _TEMPERATURE = 0.8
-# Share of calls that a model may fail to answer before the stage is stopped instead of stored.
-_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def answer_all(
 
     def count(result: tuple[int, Answer]) -> None:
         done.append(result[1])
-        if isinstance(result[1].cause, ModelError) and not isinstance(result[1].cause, PromptTooLong):
+        if isinstance(result[1].cause, ModelError):
             broken.append(result[1].cause)
         if result[1].reason == FAILED:
             errors.append(result[1].error)
@@ -227,7 +226,7 @@ def answer_all(
     def lost(error: ModelError) -> ModelError:
         return ModelError(
             f"{len(broken)} of {len(done)} calls got no answer from {labeler.lm.model}; the last: {error.message}",
-            valid=f"at most {_LOST:.0%} of the calls lost",
+            valid=f"at most {LOST_SHARE:.0%} of the calls lost",
             hint="see that the server answers and is paid for, then the same command again: answers are kept",
         )
 
@@ -245,7 +244,7 @@ def answer_all(
     if errors and len(errors) == len(done):
         raise give_up()
     # A row without an answer is stored as rejected for good, so an outage must not look like one.
-    if len(broken) > max(_LOST * len(done), 2):
+    if len(broken) > max(LOST_SHARE * len(done), 2):
         raise lost(broken[-1])
     return [answers[i] for i in range(len(inputs))]
 
@@ -267,10 +266,7 @@ def consensus(
         if metric is None:
             return float(stable_hash(a.outputs) == stable_hash(b.outputs))
         example = cast(Any, dspy.Example(**inputs, **a.outputs)).with_inputs(*inputs)
-        try:
-            return float(metric(example, dspy.Prediction(**b.outputs)))
-        except Exception:  # a user's metric may stumble over what a model wrote
-            return 0.0
+        return likeness(metric, example, dspy.Prediction(**b.outputs))
 
     means = [
         sum(like(other, one) for j, other in enumerate(usable) if j != i) / (len(samples) - 1)

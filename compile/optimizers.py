@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol, cast
 
 import dspy
 
+from limbeck.compile.concurrent import concurrently
 from limbeck.compile.demos import draw_demos, row_length, with_demos
 from limbeck.compile.nearest import NearestDemos
 from limbeck.compile.split import Split
 from limbeck.errors import BudgetExceeded
-from limbeck.metrics import FieldMetric
+from limbeck.metrics import FieldMetric, score_of
+from limbeck.models import LM
 from limbeck.task import Task
 
 THREADS = 16
@@ -53,8 +56,7 @@ class Job:
 
     def metric(self, example: Any, prediction: Any, trace: Any = None) -> float:
         """Return the task's metric as a number; DSPy's optimizers also add and compare it."""
-        found: Any = self.task.metric(example, prediction, trace)
-        return float(getattr(found, "score", found))
+        return score_of(self.task.metric(example, prediction, trace))
 
     @property
     def threshold(self) -> float:
@@ -123,7 +125,7 @@ class BootstrapFewShot:
     name: str = "bootstrap"
     bootstrapped: int = 4
     labeled: int = 4
-    rounds: int = 2
+    rounds: int = 1
 
     def refuse(self, task: Task, split: Split, reflection_lm: dspy.LM | None) -> str:
         """Needs two training rows: a demonstration and a row to ask."""
@@ -131,11 +133,14 @@ class BootstrapFewShot:
 
     def run(self, job: Job) -> dspy.Module:
         """Ask row after row until enough answers are right."""
+        labeled = _labeled(job.task, self.labeled)
+        if not labeled:
+            _ask_ahead(job, self.bootstrapped)
         optimizer = dspy.BootstrapFewShot(
             metric=job.metric,
             metric_threshold=job.threshold,
             max_bootstrapped_demos=self.bootstrapped,
-            max_labeled_demos=_labeled(job.task, self.labeled),
+            max_labeled_demos=labeled,
             max_rounds=self.rounds,
             max_errors=MAX_ERRORS,
         )
@@ -308,6 +313,10 @@ class KNNFewShot:
         return NearestDemos(job.task.program, job.train, k=self.k)
 
 
+# Those that write instructions; of the others, demonstrations are the whole product.
+INSTRUCTING = frozenset({"mipro", "gepa", "simba", "copro"})
+
+
 def built_in() -> dict[str, Optimizer]:
     """Return every optimizer by the name a user chooses it by, in its default setting."""
     every: tuple[Optimizer, ...] = (
@@ -339,6 +348,28 @@ def for_effort(effort: Literal["quick", "standard", "thorough"], task: Task) -> 
     return (*few, RandomSearch(candidates=12), MIPROv2(auto="medium"), GEPA())
 
 
+def _ask_ahead(job: Job, wanted: int) -> None:
+    """Answer training rows in batches until `wanted` are right, so that the ledger answers DSPy's one by one."""
+    if not isinstance(job.lm, LM) or job.lm.ledger is None:
+        return
+
+    def right(example: dspy.Example) -> bool:
+        try:
+            return job.metric(example, job.task.program(**example.inputs())) >= job.threshold
+        except BudgetExceeded:
+            raise
+        except Exception:  # DSPy meets the same answer and counts it
+            return False
+
+    rows, found = job.train, 0
+    wave = 2 * wanted
+    for start in range(0, len(rows), wave):
+        jobs = [(copy_context(), row) for row in rows[start : start + wave]]
+        found += sum(concurrently(lambda job: job[0].run(right, job[1]), jobs, threads=job.threads))
+        if found >= wanted:
+            break
+
+
 def with_feedback(task: Task) -> Callable[..., dspy.Prediction]:
     """Return the task's metric as GEPA calls it: five arguments, and a prediction with score and feedback."""
     wide = _takes_five(task.metric)
@@ -353,7 +384,7 @@ def with_feedback(task: Task) -> Callable[..., dspy.Prediction]:
             raise
         except Exception as error:  # the metric met an answer that could not be read
             return dspy.Prediction(score=0.0, feedback=f"The answer could not be scored: {error}")
-        score = float(getattr(found, "score", found))
+        score = score_of(found)
         return dspy.Prediction(
             score=score, feedback=getattr(found, "feedback", None) or _verdict(task, gold, pred, score)
         )

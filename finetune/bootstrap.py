@@ -21,6 +21,7 @@ from dspy.clients.utils_finetune import infer_data_format
 from dspy.teleprompt.bootstrap_finetune import prepare_teacher
 
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
+from limbeck.metrics import score_of
 from limbeck.models.adapter import render
 
 
@@ -104,7 +105,7 @@ class BootstrapFinetune(dspy.BootstrapFinetune):
             try:
                 prediction = program(**example.inputs())
                 trace: list[Any] = list(dspy.settings.trace or [])
-                score = 1.0 if self.metric is None else float(self.metric(example, prediction, trace) or 0.0)
+                score = 1.0 if self.metric is None else score_of(self.metric(example, prediction, trace) or 0.0)
             except BudgetExceeded:
                 raise
             except Exception as error:  # whatever one answer does to parser, program or metric

@@ -2,9 +2,9 @@
 
     LimbeckError
     ├── InputError      (ValueError)    the user's rows, columns, files or options
-    ├── ModelError      (RuntimeError)  a model that cannot be found, loaded or reached
-    │   ├── CallFailed                  one call that failed after all retries
     │   └── PromptTooLong               one row that does not fit the model's context
+    ├── ModelError      (RuntimeError)  a model that cannot be found, loaded or reached
+    │   └── CallFailed                  one call that failed after all retries
     ├── BudgetExceeded  (RuntimeError)  --max-usd, --max-tokens or --max-minutes is spent
     └── StageEmpty      (RuntimeError)  a stage that kept nothing
 
@@ -36,16 +36,16 @@ class InputError(LimbeckError, ValueError):
     """Something the user gave is wrong: a file, a column, a row or an option."""
 
 
+class PromptTooLong(InputError):
+    """One prompt does not fit the model's context: a fault of the row, not of the model."""
+
+
 class ModelError(LimbeckError, RuntimeError):
     """A model cannot be found, loaded or reached."""
 
 
 class CallFailed(ModelError):
     """One call failed after every retry; the stage that made it goes on without it."""
-
-
-class PromptTooLong(ModelError):
-    """One prompt does not fit the model's context: a fault of the row, not of the model."""
 
 
 class BudgetExceeded(LimbeckError, RuntimeError):

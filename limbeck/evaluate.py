@@ -21,15 +21,16 @@ from dspy.utils.exceptions import AdapterParseError
 
 from limbeck.comparison import SystemResult as SystemResult
 from limbeck.comparison import compare as compare
-from limbeck.errors import BudgetExceeded, InputError, ModelError, PromptTooLong
+from limbeck.errors import BudgetExceeded, InputError, ModelError
 from limbeck.ledger import CallRow
+from limbeck.metrics import score_of
 from limbeck.models import ScoredField, label_probabilities, probability_source, recorded_scores
 
 LATENCY_ROWS = 10
 # A model that writes slowly alone is known well enough after this many seconds of it.
 LATENCY_SECONDS = 12.0
 _SHOWN_ERROR = 300  # characters of an error kept per row
-_LOST = 0.1  # share of rows lost to a failing server above which a score would be the server's, not the model's
+LOST_SHARE = 0.1  # share of rows lost to a failing server above which a score would be the server's, not the model's
 
 Progress = Callable[[int, int], None]
 Probabilities = Mapping[str, Mapping[str, float]]
@@ -129,7 +130,7 @@ def score_predictions(
     pairs = zip(examples, predictions, strict=True)
     return SystemResult(
         name=name,
-        scores=tuple(_scored(metric, example, dspy.Prediction(**values)) for example, values in pairs),
+        scores=tuple(score_of(metric(example, dspy.Prediction(**values))) for example, values in pairs),
         predictions=tuple(dict(p) for p in predictions),
         probabilities=tuple(given),
         probability_source=source,
@@ -157,7 +158,7 @@ def _measure(program: dspy.Module, example: dspy.Example, metric: Callable[..., 
     with recorded_scores() as seen:
         try:
             prediction = row(**example.inputs())
-            score = _scored(metric, example, prediction)
+            score = score_of(metric(example, prediction))
         except BudgetExceeded:
             raise
         except Exception as error:
@@ -185,8 +186,8 @@ def _since(started: float) -> float:
 
 
 def _refuse_lost_rows(name: str, rows: Sequence[_Measured]) -> None:
-    lost = [row for row in rows if row.cause and issubclass(row.cause, ModelError) and row.cause is not PromptTooLong]
-    if len(lost) > _LOST * len(rows):
+    lost = [row for row in rows if row.cause and issubclass(row.cause, ModelError)]
+    if len(lost) > LOST_SHARE * len(rows):
         raise ModelError(
             f"{len(lost)} of {len(rows)} rows of {name} got no answer, the first with: {lost[0].error}",
             hint="run the same command again later: every finished call is kept",
@@ -194,12 +195,6 @@ def _refuse_lost_rows(name: str, rows: Sequence[_Measured]) -> None:
     causes = {row.cause for row in rows}
     if not any(cause is None or issubclass(cause, AdapterParseError) for cause in causes):
         raise ModelError(f"every row of {name} failed, the first with: {rows[0].error}")
-
-
-def _scored(metric: Callable[..., Any], example: dspy.Example, prediction: dspy.Prediction) -> float:
-    """The metric's number; a metric that explains itself returns a Prediction with a `score`."""
-    found = metric(example, prediction)
-    return float(getattr(found, "score", found))
 
 
 def _result(name: str, rows: Sequence[_Measured], alone: int) -> SystemResult:

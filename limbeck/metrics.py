@@ -37,6 +37,23 @@ class Metric(Protocol):
         ...
 
 
+def score_of(found: Any) -> float:
+    """Return the number a metric gave; one that explains itself returns a Prediction with a `score`.
+
+    >>> score_of(True)
+    1.0
+    """
+    return float(getattr(found, "score", found))
+
+
+def likeness(metric: Metric, gold: Any, prediction: Any) -> float:
+    """Return the metric's score of what a model wrote; 0 where a user's metric stumbles over it."""
+    try:
+        return score_of(metric(gold, prediction))
+    except Exception:
+        return 0.0
+
+
 @dataclass(frozen=True)
 class FieldMetric:
     """The mean of one score for every output field.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from limbeck.engine import LoadedModel, ScoreRequest, Scores, TorchEngine, scoring
 from limbeck.engine.chat import Chat, common_length
 from limbeck.engine.scoring import Trie, make_trie
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, PromptTooLong
 
 SYSTEM = ("system", "label the text")
 LABELS = ("spam", "ham", "card lost", "card", "card stolen", "not spam or ham", "")
@@ -146,7 +146,7 @@ def test_probabilities_are_a_softmax():
 def test_no_candidates_and_too_long_a_prompt_are_errors(engine: TorchEngine):
     with pytest.raises(ModelError, match="no candidates"):
         engine.score_many([request("see you", ())])
-    with pytest.raises(ModelError, match="does not fit"):
+    with pytest.raises(PromptTooLong, match="does not fit"):
         engine.score_many([request("the quick " * 800)])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from limbeck.engine import GenerateRequest, LoadedModel, ScoreRequest, TorchEngine
 from limbeck.engine.loading import quiet
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, PromptTooLong
 
 SYSTEM = ("system", "label the text as spam or ham")
 TEXTS = [f"win a free prize now {'the ' * (i % 5)}{i}" for i in range(12)]
@@ -46,7 +46,7 @@ def test_a_bad_request_fails_alone(engine: TorchEngine):
     def length(text: str) -> int | str:
         try:
             return engine.generate(write(text)).tokens_in
-        except ModelError as error:
+        except PromptTooLong as error:
             return error.message
 
     with ThreadPoolExecutor(3) as pool:

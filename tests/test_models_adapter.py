@@ -405,3 +405,43 @@ def test_a_trace_becomes_one_row_per_step():
     assert [row.completions for row in rows] == [(("short", 1.0),), (("other", 1.0),)]
     named = render_program(program, [("sort", {"text": "x"}, {"label": "other"})], adapter=ADAPTER)
     assert named[0].messages[-1] == ("user", "text: x")
+
+
+class Chatty(Scripted):
+    """Goes on from an opened field with prose and no header, as small models do."""
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        self.generated.append(request)
+        text = "7" if request.assistant_prefix.endswith("[[ ## answer ## ]]\n") else "3 and 4 are 7."
+        return Generation(text, 10, 5, "stop")
+
+
+def test_a_header_that_a_model_does_not_write_is_opened_for_it():
+    backend = Chatty()
+    program = dspy.ChainOfThought(made("question -> answer: float"))
+    answer = ask(program, LM("chatty", backend), question="What is 3 + 4?")
+    assert (answer.reasoning, answer.answer) == ("3 and 4 are 7.", 7.0)
+    assert [r.assistant_prefix for r in backend.generated] == [
+        "[[ ## reasoning ## ]]\n",
+        "[[ ## reasoning ## ]]\n3 and 4 are 7.\n\n[[ ## answer ## ]]\n",
+    ]
+
+
+def test_a_model_that_writes_its_headers_is_asked_once():
+    backend = Scripted("Add them.\n\n[[ ## answer ## ]]\n7")
+    answer = ask(dspy.ChainOfThought(made("question -> answer: int")), LM("scripted", backend), question="3 + 4?")
+    assert (answer.reasoning, answer.answer) == ("Add them.", 7)
+    assert len(backend.generated) == 1
+
+
+def test_a_field_that_cannot_be_read_is_asked_again_alone():
+    backend = Chatty()
+    backend.generate = lambda request: (  # type: ignore[method-assign]
+        backend.generated.append(request)
+        or Generation(
+            "7" if "answer ## ]]" in request.assistant_prefix else "Add.\n\n[[ ## answer ## ]]\nseven", 1, 1, "stop"
+        )
+    )
+    answer = ask(dspy.ChainOfThought(made("question -> answer: int")), LM("chatty", backend), question="3 + 4?")
+    assert (answer.reasoning, answer.answer) == ("Add.", 7)
+    assert len(backend.generated) == 2

@@ -184,7 +184,7 @@ def test_of_equal_candidates_the_shorter_prompt_is_taken() -> None:
 
 
 def test_rationales_are_bootstrapped_and_unreadable_answers_do_not_end_the_stage(tmp_path: Path) -> None:
-    task, lm = colour_task(reasoning=True), scripted(shaky=True)
+    task, lm = colour_task(reasoning=True), scripted(shaky=True, supports_prefix=False)
     assert reasons(task)
     assert [one.name for one in for_effort("quick", task)] == ["bootstrap"]
     rows = [row for row in task.examples if cast(Any, row).label == "tool"]
@@ -197,6 +197,22 @@ def test_rationales_are_bootstrapped_and_unreadable_answers_do_not_end_the_stage
     assert demos
     assert all(demo["reasoning"].startswith("sharper") and demo["label"] == "tool" for demo in demos)
     assert set(demos[0]) == {"augmented", "text", "reasoning", "label"}
+
+
+def test_rows_are_bootstrapped_in_batches_and_the_ledger_answers_dspy(tmp_path: Path) -> None:
+    class Watched(Scripted):
+        def _counted(self) -> int:
+            alone.append(threading.current_thread() is threading.main_thread())
+            return super()._counted()
+
+    alone: list[bool] = []
+    task = colour_task(reasoning=True)
+    lm = LM("scripted", Watched(), ledger=Ledger(tmp_path / "ledger.sqlite"))
+    compiled = compile_program(task, split_of(task), lm, adapter=ADAPTER)
+    assert compiled.scores.keys() == {"uncompiled", "bootstrap"}
+    # DSPy asks row after row on the main thread: all that it asked had been answered on others.
+    assert alone
+    assert not any(alone)
 
 
 def test_an_optimizer_that_breaks_is_noted_and_the_program_stays() -> None:

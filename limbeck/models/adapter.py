@@ -16,6 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, cast
 
 from dspy.adapters.chat_adapter import ChatAdapter
@@ -71,9 +72,10 @@ class CompactAdapter(ChatAdapter):
     """A ChatAdapter with short prompts that scores closed output fields where the LM can.
 
     One output field is answered by its bare value, several under `[[ ## name ## ]]` headers. With a
-    `limbeck.LM` that gives probabilities, `Literal`, bool and enum fields are chosen by their probability,
-    field by field, and cannot be unparsable; with any other LM this is an ordinary adapter.
-    `score_closed=False` generates them as well.
+    `limbeck.LM` that gives probabilities, `Literal`, bool and enum fields are chosen by their probability
+    and cannot be unparsable. With one whose answers can be continued, headers are opened for the model where it
+    does not write them. With any other LM this is an ordinary adapter. `score_closed=False` generates closed
+    fields as well.
     """
 
     def __init__(self, *, score_closed: bool = True, **options: Any) -> None:
@@ -87,7 +89,7 @@ class CompactAdapter(ChatAdapter):
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Return one dictionary of output values per sample."""
-        if self._can_score(lm, signature):
+        if self._goes_by_field(lm, signature):
             try:
                 return self._by_field(lm, lm_kwargs, signature, self.format(signature, demos, inputs))
             except ScoresUnavailable:
@@ -98,17 +100,22 @@ class CompactAdapter(ChatAdapter):
         self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
-        if self._can_score(lm, signature):
+        if self._goes_by_field(lm, signature):
             return await asyncio.to_thread(self, lm, lm_kwargs, signature, demos, inputs)
         return await super().acall(lm, lm_kwargs, signature, demos, inputs)
 
-    def _can_score(self, lm: Any, signature: Any) -> bool:
-        if not (self.score_closed and isinstance(lm, LM) and lm.supports_score):
+    def _goes_by_field(self, lm: Any, signature: Any) -> bool:
+        if not isinstance(lm, LM) or self.use_native_function_calling:
             return False
-        outputs = signature.output_fields.values()
-        if self.use_native_function_calling or not any(closed_values(f.annotation) for f in outputs):
-            return False
-        return len(outputs) == 1 or lm.backend.supports_prefix
+        if len(signature.output_fields) > 1:
+            return lm.backend.supports_prefix
+        return any(self.scored_values(lm, signature, name) for name in signature.output_fields)
+
+    def scored_values(self, lm: LM, signature: Any, name: str) -> Sequence[Any] | None:
+        """Return the values of a closed field that this LM scores, None for a field that it writes."""
+        if not (self.score_closed and lm.supports_score):
+            return None
+        return closed_values(signature.output_fields[name].annotation)
 
     def _by_field(
         self, lm: LM, lm_kwargs: Mapping[str, Any], signature: Any, messages: list[dict[str, Any]]
@@ -241,20 +248,26 @@ class _Answering:
     def run(self) -> dict[str, Any]:
         """Return the values of all output fields, with probabilities for the scored ones."""
         names, values = list(self.signature.output_fields), dict[str, Any]()
-        for name in names:
+        while len(values) < len(names):
+            left = names[len(values) :]
+            self.text += "\n\n" if values else ""
             if len(names) > 1:
-                self.text += header(name)
-            last = name == names[-1]
-            closed = closed_values(self.signature.output_fields[name].annotation)
-            values[name] = self._choose(name, closed, last) if closed else self._write(name)
-            if not last:
-                self.text += "\n\n"
+                self.text += header(left[0])
+            closed = self._closed(left[0])
+            if closed:
+                values[left[0]] = self._choose(left[0], closed, last=len(left) == 1)
+            else:
+                values |= self._write(list(takewhile(lambda name: not self._closed(name), left)))
         recorder = _recorder.get()
         if recorder is not None:
             recorder.extend(self.scored)
-        values[PROBABILITIES] = {one.name: dict(one.probabilities) for one in self.scored}
-        values[SOURCE] = ",".join(sorted({one.source for one in self.scored}))
+        if self.scored:
+            values[PROBABILITIES] = {one.name: dict(one.probabilities) for one in self.scored}
+            values[SOURCE] = ",".join(sorted({one.source for one in self.scored}))
         return values
+
+    def _closed(self, name: str) -> Sequence[Any] | None:
+        return self.adapter.scored_values(self.lm, self.signature, name)
 
     def _choose(self, name: str, closed: Sequence[Any], last: bool) -> Any:
         by_text = {label_text(value): value for value in closed}
@@ -277,16 +290,21 @@ class _Answering:
         draw = random.Random(f"{self.decoding.seed_of(self.sample)}/{name}")
         return draw.choices(list(weights), list(weights.values()))[0]
 
-    def _write(self, name: str) -> Any:
-        settings = {
-            **self.lm_kwargs,
-            "stop": (*self.decoding.stop, _HEADER_START),
-            "assistant_prefix": self.text,
-            "n": 1,
-        }
+    def _write(self, names: Sequence[str]) -> dict[str, Any]:
+        """Write the first of these fields, and the next ones as far as the model goes on under their headers."""
+        stop = self.decoding.stop if len(names) > 1 else (*self.decoding.stop, _HEADER_START)
+        settings = {**self.lm_kwargs, "stop": stop, "assistant_prefix": self.text, "n": 1}
         written = self.lm.complete(self.messages, sample=self.sample, **settings).strip()
-        self.text += written
-        return self.adapter.parse_field(self.signature, name, written)
+        found = sections(written if written.startswith(_HEADER_START) else header(names[0]) + written, list(names))
+        values = {names[0]: self.adapter.parse_field(self.signature, names[0], found.get(names[0], ""))}
+        self.text += found.get(names[0], "")
+        for name in takewhile(found.__contains__, names[1:]):
+            try:
+                values[name] = self.adapter.parse_field(self.signature, name, found[name])
+            except AdapterParseError:
+                break  # asked again, alone
+            self.text += "\n\n" + header(name) + found[name]
+        return values
 
 
 # -- rendering training rows ---------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Effort:
     """How much one effort level spends; counts are rows, `samples` answers per open input.
 
     `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
-    costs `samples` texts.
+    costs `samples` texts. Programs that reason write several times as much a row and get a third of the rows.
     """
 
     folds: int
@@ -44,13 +44,16 @@ class Effort:
         factor = 1 if closed else 2
         return factor * self.gold_epochs, factor * self.student_epochs
 
-    def rows_to_label(self, closed: bool) -> int:
+    def rows_to_label(self, closed: bool, reasons: bool) -> int:
         """Return how many unlabelled rows are labelled at most."""
-        return self.pool_rows if closed else min(self.pool_rows, self.open_rows)
+        return self.pool_rows if closed else min(self.pool_rows, self._open(reasons))
 
-    def rows_to_have(self, closed: bool) -> int:
+    def rows_to_have(self, closed: bool, reasons: bool) -> int:
         """Return how many rows there should be, written ones included."""
-        return self.synthetic_rows if closed else min(self.synthetic_rows, self.open_rows)
+        return self.synthetic_rows if closed else min(self.synthetic_rows, self._open(reasons))
+
+    def _open(self, reasons: bool) -> int:
+        return self.open_rows // 3 if reasons else self.open_rows
 
 
 EFFORTS: Mapping[str, Effort] = {

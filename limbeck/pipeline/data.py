@@ -29,6 +29,7 @@ from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
 from limbeck.compile.source import Source, source_of
 from limbeck.compile.synthesize import SynthesisConfig, synthesize
 from limbeck.errors import StageEmpty
+from limbeck.metrics import likeness
 from limbeck.pipeline.config import label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
@@ -51,9 +52,9 @@ BLIND = "data/kept_blind.parquet"
 def pool_inputs(context: Context) -> list[dict[str, Any]]:
     """Return the unlabelled rows to label: all, or a seeded draw of the effort's count."""
     rows = [dict(row) for row in context.task.unlabeled]
-    limit = (
-        context.spend.rows_to_label(context.closed) if context.config.pool_rows is None else context.config.pool_rows
-    )
+    limit = context.config.pool_rows
+    if limit is None:
+        limit = context.spend.rows_to_label(context.closed, context.plan.writes_more)
     if len(rows) > limit:
         rows = random.Random(context.config.seed).sample(rows, limit)
         context.run.reporter.note(f"labelling {limit} of {len(context.task.unlabeled)} unlabelled rows")
@@ -64,7 +65,7 @@ def rows_to_write(context: Context, pool: int) -> int:
     """Return how many rows to generate: the effort's count less the real rows that the pool gives."""
     if context.config.synthetic_rows is not None:
         return context.config.synthetic_rows
-    return max(0, context.spend.rows_to_have(context.closed) - pool)
+    return max(0, context.spend.rows_to_have(context.closed, context.plan.writes_more) - pool)
 
 
 def _progress(context: Context, what: str) -> Callable[[int, int], None]:
@@ -224,7 +225,8 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
             except StageEmpty:
                 continue  # of the rows that are left, none got an answer this time
             for i, answer in zip(left, answers, strict=True):
-                if answer.reason or not _right(context, examples[i], answer.outputs):
+                made = dspy.Prediction(**answer.outputs)
+                if answer.reason or likeness(context.task.metric, examples[i], made) < _RIGHT:
                     continue
                 found.append({"row": i, "rationale": answer.rationale, "calls": list(answer.calls)})
         return {"found": found}
@@ -236,13 +238,6 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
     ]
     context.run.reporter.note(f"the teacher got {len(records)} of {len(gold)} labelled rows right")
     return records
-
-
-def _right(context: Context, example: Any, outputs: Mapping[str, Any]) -> bool:
-    try:
-        return float(context.task.metric(example, dspy.Prediction(**outputs))) >= _RIGHT
-    except Exception:  # a user's metric may stumble over what a model wrote
-        return False
 
 
 # -- curate ------------------------------------------------------------------------------------------------------

@@ -17,13 +17,12 @@ import numpy as np
 from limbeck.compile.demos import draw_demos, row_length, with_demos
 from limbeck.compile.describe import induce_by_fold, induce_descriptions, is_opaque
 from limbeck.compile.optimize import Compiled, compile_program
+from limbeck.compile.optimizers import INSTRUCTING
 from limbeck.models import connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
 from limbeck.task import Task
 
-# Optimizers whose product is demonstrations and nothing else.
-_DEMO_OPTIMIZERS = frozenset({"labeled", "bootstrap", "random-search", "knn"})
 # Characters that one token holds on average in English; demonstrations are drawn to fit a token budget.
 _CHARS_PER_TOKEN = 4.0
 
@@ -128,7 +127,7 @@ def compile_closed(context: Context) -> dict[str, Any]:
             context = replace(context, task=with_instructions(context.task, compiled.program))
         else:
             notes.append(f"{optimizer} did not beat the plain prompt on dev rows: it is not kept")
-        if compiled.kept and optimizer in _DEMO_OPTIMIZERS:
+        if compiled.kept and optimizer not in INSTRUCTING:
             notes.append(
                 f"{optimizer} changes demonstrations alone, and a closed task draws its own for every block of rows: "
                 "mipro, gepa, simba or copro would change its instructions"
@@ -178,8 +177,8 @@ def _optimize(context: Context) -> Compiled:
         if config.reflection
         else None
     )
-    # An optimizer that writes instructions needs room for them; one that answers rows does not.
-    writes = bool(config.optimizer) and config.optimizer not in _DEMO_OPTIMIZERS
+    # One that writes instructions needs room for them; one that answers rows does not.
+    writes = config.optimizer in INSTRUCTING
     return compile_program(
         context.task,
         context.split,

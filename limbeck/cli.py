@@ -56,7 +56,8 @@ EffortOption = Annotated[str, typer.Option(help="quick (minutes), standard (hour
 Optimizer = Annotated[
     str,
     typer.Option(
-        help="labeled, bootstrap, random-search, mipro, gepa, simba, copro or knn (default: the effort's choice)."
+        help="labeled, bootstrap, random-search, mipro, gepa, simba, copro or knn. Default: the effort's choice; for "
+        "label sets, demonstrations and label descriptions chosen out of fold."
     ),
 ]
 Reflection = Annotated[str, typer.Option("--reflection-model", help="Model that reflects for GEPA.")]

@@ -213,8 +213,9 @@ def _objection(
     if base is not None and not (base.difference > 0 and base.p < SIGNIFICANT):
         small = "" if detectable is None else f" (these rows show differences from {100 * detectable:.0f} points)"
         rows = len(results[candidate].scores)
+        how = "does not beat beyond chance" if base.difference > 0 else "does not beat"
         return "student_base", (
-            f"use the untouched student with its prompt, which it does not beat: {_points(base)} on {rows} "
+            f"use the untouched student with its prompt, which it {how}: {_points(base)} on {rows} "
             f"test rows, p = {base.p:.2g}{small}."
         )
     worse = {b: p for b, p in against.items() if p.difference < 0 and p.p < SIGNIFICANT}

@@ -21,21 +21,64 @@ from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(2, 12, 6, 200, (1e-3,), 3, 2, (2.0,), 0, 1, 12)
-PLACES = ["the harbour", "our street", "the old mill", "platform two", "the market", "the north gate"]
+SMALL = Effort(
+    folds=2,
+    pool_rows=12,
+    synthetic_rows=6,
+    demo_tokens=200,
+    learning_rates=(1e-3,),
+    gold_epochs=3,
+    student_epochs=2,
+    gold_weights=(2.0,),
+    test_rows=0,
+    samples=1,
+    open_rows=12,
+    demos=(False, True),
+)
+WEATHER = [
+    "Rain has flooded the harbour since noon",
+    "Hail the size of plums broke two windows",
+    "It is minus nine and the pond froze over",
+    "Thick fog sits on the valley this morning",
+    "A storm tore the roof off our barn",
+    "Not one cloud, thirty degrees in the shade",
+    "The first snow fell on the ridge tonight",
+    "Thunder woke the whole street at four",
+    "A mild breeze and sunshine until evening",
+    "Drizzle again, bring an umbrella",
+    "Wind from the north with gusts of eighty",
+    "The heat wave goes into its third week",
+    "Frost killed the apple blossom",
+    "Black clouds gather behind the church tower",
+    "Lightning struck the old oak by the mill",
+]
+TRAFFIC = [
+    "Bus 14 stopped at the market and will not go on",
+    "The night train was cancelled without notice",
+    "A lorry lost its load on the ring road",
+    "My tram came twenty minutes late",
+    "Both lanes of the bridge are closed for repairs",
+    "No taxi to be had at the station",
+    "The ferry leaves from pier two instead of five",
+    "Where can I park near the town hall?",
+    "A broken signal holds up every train to Leeds",
+    "Cyclists have no safe way across this junction",
+    "The ticket machine swallowed my coins",
+    "Diversion for line 7 because of a burst pipe",
+    "Two cars collided at the roundabout",
+    "The escalator down to platform three is out of order",
+    "Rush hour: half an hour for one mile",
+]
 
 
 def _rows(n: int, start: int = 0) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = []
-    for i in range(start, start + n):
-        place = PLACES[i % len(PLACES)]
-        if i % 2:
-            rows.append(
-                {"message": f"Rain number {i} is flooding {place} and it is getting wetter", "label": "weather"}
-            )
-        else:
-            rows.append({"message": f"Bus number {i} stopped at {place} and will not go on", "label": "traffic"})
-    return rows
+    """Return rows of both classes in turn; 30 different ones."""
+    both = [
+        (text, label)
+        for pair in zip(WEATHER, TRAFFIC, strict=True)
+        for text, label in zip(pair, ("weather", "traffic"), strict=True)
+    ]
+    return [{"message": text, "label": label} for text, label in both[start : start + n]]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -50,8 +93,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         out=str(tmp_path / "run"),
         labels=_write(tmp_path / "labels.jsonl", _rows(12)),
         output=("label",),
-        test=_write(tmp_path / "test.jsonl", _rows(10, 100)),
-        unlabeled=_write(tmp_path / "pool.jsonl", [{"message": r["message"]} for r in _rows(8, 200)]),
+        test=_write(tmp_path / "test.jsonl", _rows(10, 12)),
+        unlabeled=_write(tmp_path / "pool.jsonl", [{"message": r["message"]} for r in _rows(8, 22)]),
     )
 
 
@@ -80,7 +123,9 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     report = run(config, reporter=Recording()).report
     assert report is not None
     systems = report["systems"]
-    assert {"teacher", "teacher_compiled", "student_base", "student_gold_only", "linear_probe"} <= set(systems)
+    assert {"teacher", "teacher_compiled", "student_base", "student_gold_only", "student", "linear_probe"} <= set(
+        systems
+    )
     assert report["n_test"] == 10
     for entry in systems.values():
         assert entry["ci95"][0] <= entry["score"] <= entry["ci95"][1]
@@ -88,12 +133,16 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     assert report["verdict"]["reason"]
     assert report["cost"]["calls"] > 0
 
+    tuned = next(stage for stage in report["stages"] if stage["name"] == "finetune student")
+    assert {one["demos"] for one in tuned["tried"]} == {False, True}
+
     folder = config.folder
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert stored["systems"].keys() == systems.keys()
     test = {json.loads(line)["message"] for line in Path(config.test).read_text(encoding="utf-8").splitlines()}
     kept = read_records(folder / "data" / "kept.parquet")
     rejected = read_records(folder / "data" / "rejected.parquet")
+    assert kept
     assert not test & {str(r.inputs["message"]) for r in kept}
     assert all(r.reason for r in rejected)
     assert all(r.provenance.teacher == "embedded" and r.provenance.prompt_hash for r in kept + rejected)
@@ -106,7 +155,7 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     assert second["systems"]["teacher"]["score"] == systems["teacher"]["score"]
     assert ("compile", True) in again.stages
 
-    deployed = load_run(folder, "student_gold_only")
+    deployed = load_run(folder, "student")
     (answer,) = deployed.predict([{"message": "Bus number 7 is late at the harbour"}], probabilities=True)
     assert answer["label"] in {"traffic", "weather"}
     assert sum(answer["label_probabilities"].values()) == pytest.approx(1.0)

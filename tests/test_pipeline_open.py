@@ -16,7 +16,19 @@ from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(2, 6, 4, 200, (1e-3,), 2, 1, (2.0,), 0, 2, 4)
+SMALL = Effort(
+    folds=2,
+    pool_rows=6,
+    synthetic_rows=4,
+    demo_tokens=200,
+    learning_rates=(1e-3,),
+    gold_epochs=2,
+    student_epochs=1,
+    gold_weights=(2.0,),
+    test_rows=0,
+    samples=2,
+    open_rows=12,
+)
 FRUIT = ["apples", "pears", "plums", "figs", "dates", "limes", "nuts"]
 
 SUMS = [

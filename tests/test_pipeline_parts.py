@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 
 from limbeck.comparison import SystemResult
-from limbeck.errors import BudgetExceeded
+from limbeck.errors import BudgetExceeded, LimbeckError
 from limbeck.ledger import Ledger
 from limbeck.models import Budget
 from limbeck.pipeline.config import RunConfig
@@ -71,3 +75,31 @@ def test_minutes_hold_for_work_without_calls(tmp_path: Path) -> None:
         now[0] = 121.0
         with pytest.raises(BudgetExceeded, match="--max-minutes 2"):
             budget.check_time(ledger)
+
+
+def test_threads_that_wait_do_not_spin_for_long() -> None:
+    code = "import os, limbeck; print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    for given, expected in ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"):
+        shown = subprocess.run(
+            [sys.executable, "-c", code], env={**environment, **given}, capture_output=True, text=True
+        )
+        assert shown.stdout.strip() == expected, shown.stderr
+
+
+def test_a_disk_that_fills_up_during_a_run_says_so_and_keeps_what_there_is(tmp_path: Path) -> None:
+    config = RunConfig(out=str(tmp_path / "run"), labels="x", output=("y",))
+
+    def full() -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stages() -> None:
+        with open_run(config, Silent()) as run:
+            run.stage("first", 1, lambda: {"rows": 3})
+            run.stage("second", 1, full)
+
+    with pytest.raises(LimbeckError, match="disk is full") as caught:
+        stages()
+    assert f"limbeck run {config.out}" in caught.value.hint
+    with open_run(config, Silent()) as run:
+        assert run.stage("first", 1, full)["rows"] == 3

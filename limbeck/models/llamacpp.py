@@ -64,7 +64,8 @@ class LlamaCppBackend:
             pays = self.supports_score and best_dtype(best_device()) == torch.bfloat16
             generator = "torch" if pays else "llamacpp"
         self.generator, self.slots, self.context_tokens = generator, slots, context_tokens
-        self.fingerprint = f"{generator}/{file_fingerprint([self.path])}"
+        self.weights = file_fingerprint([self.path])
+        self.fingerprint = f"{generator}/{self.weights}"
         self._threads = threads or os.cpu_count() or 1
         self._loading = threading.Lock()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ModelError
 from limbeck.models.backend import Backend
+from limbeck.models.kinds import LOCAL_NAMES, is_local
 from limbeck.models.lm import LM
 from limbeck.models.openai_engine import PROVIDERS, OpenAIBackend
 from limbeck.models.pricing import UnknownPriceWarning
@@ -60,19 +61,18 @@ def connect(
 
 
 def _make(name: str, api_base: str | None, adapter: Path | None, in_bulk: bool) -> Backend:
-    kind, _, rest = name.partition(":")
-    if name == "embedded" or (kind in ("hf", "gguf") and rest):
+    if is_local(name):
         if api_base is not None:
             raise ModelError(f"{name} runs in this process and has no --api-base", valid="provider/model")
         return _local(name, adapter, in_bulk)
     if adapter is not None:
-        raise ModelError(f"{name} cannot carry the adapter {adapter}", valid="embedded, gguf:PATH, hf:NAME_OR_PATH")
+        raise ModelError(f"{name} cannot carry the adapter {adapter}", valid=LOCAL_NAMES)
     provider, slash, model = name.partition("/")
     if slash and model and (provider in PROVIDERS or api_base is not None):
         return OpenAIBackend(name, api_base=api_base)
     raise ModelError(
         f"unknown model {name!r}",
-        valid="embedded, gguf:PATH, hf:NAME_OR_PATH, or provider/model with one of "
+        valid=f"{LOCAL_NAMES}, or provider/model with one of "
         + ", ".join(sorted(PROVIDERS))
         + "; any other provider with --api-base URL",
         hint="limbeck doctor",

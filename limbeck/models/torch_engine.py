@@ -26,6 +26,7 @@ class TorchBackend:
         self.engine = engine
         self.name = engine.name
         # bf16 and fp32 weights answer a little differently.
+        self.weights = engine.fingerprint
         self.fingerprint = f"torch/{engine.fingerprint}/{engine.loaded.dtype}"
         # The engine's thread holds the weights until it ends.
         weakref.finalize(self, engine.close).atexit = False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from limbeck.errors import InputError
+from limbeck.models.kinds import LOCAL_NAMES, is_local
 
 EffortName = Literal["quick", "standard", "thorough"]
 Stage = Literal["compile", "synthesize", "curate", "finetune", "evaluate"]
@@ -25,6 +26,7 @@ class Effort:
 
     `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
     costs `samples` texts. Programs that reason write several times as much a row and get a third of the rows.
+    `demos` says which prompts the student is tried with: without the demonstrations, with them, or both.
     """
 
     folds: int
@@ -38,6 +40,7 @@ class Effort:
     test_rows: int
     samples: int
     open_rows: int
+    demos: tuple[bool, ...] = (False,)
 
     def passes(self, closed: bool) -> tuple[int, int]:
         """Return the passes over the labels alone and over all rows; whole texts take twice as many as labels."""
@@ -57,9 +60,47 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(2, 360, 240, 1200, (1e-3, 4e-4), 6, 3, (2.0,), 400, 3, 200),
-    "standard": Effort(3, 1000, 600, 2000, (2e-4, 5e-4, 1e-3), 12, 5, (2.0, 6.0), 2000, 5, 600),
-    "thorough": Effort(4, 4000, 2000, 3000, (1e-4, 3e-4, 5e-4, 1e-3), 15, 6, (1.0, 3.0, 9.0), 0, 8, 2000),
+    "quick": Effort(
+        folds=2,
+        pool_rows=360,
+        synthetic_rows=240,
+        demo_tokens=1200,
+        learning_rates=(1e-3, 4e-4),
+        gold_epochs=6,
+        student_epochs=3,
+        gold_weights=(2.0,),
+        test_rows=400,
+        samples=3,
+        open_rows=200,
+    ),
+    "standard": Effort(
+        folds=3,
+        pool_rows=1000,
+        synthetic_rows=600,
+        demo_tokens=2000,
+        learning_rates=(2e-4, 5e-4, 1e-3),
+        gold_epochs=12,
+        student_epochs=5,
+        gold_weights=(2.0, 6.0),
+        test_rows=2000,
+        samples=5,
+        open_rows=600,
+        demos=(False, True),
+    ),
+    "thorough": Effort(
+        folds=4,
+        pool_rows=4000,
+        synthetic_rows=2000,
+        demo_tokens=3000,
+        learning_rates=(1e-4, 3e-4, 5e-4, 1e-3),
+        gold_epochs=15,
+        student_epochs=6,
+        gold_weights=(1.0, 3.0, 9.0),
+        test_rows=0,
+        samples=8,
+        open_rows=2000,
+        demos=(False, True),
+    ),
 }
 
 
@@ -125,11 +166,10 @@ def check(config: RunConfig) -> None:
         )
     if config.labels and not config.output:
         raise InputError("--labels needs --output, the column to predict", hint="limbeck run --help")
-    kind, _, rest = config.student.partition(":")
-    if config.student != "embedded" and not (kind in ("hf", "gguf") and rest):
+    if not is_local(config.student):
         raise InputError(
             f"the student {config.student!r} cannot be trained here",
-            valid="local weights: embedded, gguf:PATH, hf:NAME_OR_PATH",
+            valid=f"local weights: {LOCAL_NAMES}",
             hint="limbeck doctor",
         )
     label_shares(config.label_distribution)

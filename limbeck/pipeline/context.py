@@ -10,8 +10,8 @@ import dspy
 
 from limbeck.compile.split import Split
 from limbeck.models import LM
+from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig
-from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.labelers import Folds
 from limbeck.pipeline.runfolder import RunFolder
 from limbeck.pipeline.students import CALLERS, StudentPlan
@@ -46,14 +46,12 @@ class Context:
     @property
     def answerer(self) -> LM:
         """The teacher as it answers the task's inputs; local weights stop at the plan's `max_tokens`."""
-        if local_parameters(self.config.teacher) is None:
-            return self.teacher
-        return self.teacher.copy(max_tokens=self.plan.max_tokens)
+        return self.teacher.copy(max_tokens=self.plan.max_tokens) if is_local(self.config.teacher) else self.teacher
 
     @property
     def callers(self) -> int:
         """How many calls wait at once: servers limit their rate."""
-        return 16 if local_parameters(self.config.teacher) is None else CALLERS
+        return CALLERS if is_local(self.config.teacher) else 16
 
     @property
     def closed(self) -> bool:

@@ -12,11 +12,11 @@ import dspy
 
 from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
+from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import RunConfig, read_config
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.learn import ADAPTERS
-from limbeck.pipeline.students import Recipe
+from limbeck.pipeline.students import CALLERS, Recipe
 from limbeck.task import Task
 
 TEACHERS = ("teacher", "teacher_compiled")
@@ -65,7 +65,7 @@ class Deployed:
         rows: Sequence[Mapping[str, Any]],
         *,
         probabilities: bool = False,
-        threads: int = 32,
+        threads: int = CALLERS,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterable[dict[str, Any]]:
         """Return each row's outputs, in order; a row without a usable answer has None and an `error`.
@@ -120,7 +120,7 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     cast(Any, program).load(str(folder / files["program"]))
     model = config.teacher if name in TEACHERS else config.student
     adapter = folder / files["adapter"] if files["adapter"] else None
-    bounds: dict[str, Any] = {} if local_parameters(model) is None else {"max_tokens": int(stored["max_tokens"])}
+    bounds: dict[str, Any] = {"max_tokens": int(stored["max_tokens"])} if is_local(model) else {}
     lm = connect(
         model,
         adapter=adapter,

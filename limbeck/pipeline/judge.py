@@ -10,11 +10,13 @@ import dspy
 import numpy as np
 
 from limbeck.compile.dedup import record_text
+from limbeck.compile.label import prompt_hash
 from limbeck.evaluate import SystemResult, compare, run_system, score_predictions
 from limbeck.models import LM, connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import linear_labelers
 from limbeck.pipeline.learn import ADAPTERS, Tuned
+from limbeck.pipeline.runfolder import content_hash
 from limbeck.pipeline.students import CALLERS, Matrix, Recipe
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
@@ -141,28 +143,13 @@ def evaluate_systems(
             return _measure(context, name, program, _lm(context, adapter, f"eval:{name}"), CALLERS).to_dict()
 
         recipe = recipes.get(name)
-        key = context.key(name, _prompt_key(program), recipe.values() if recipe else None, _weights(context, adapter))
+        weights = content_hash(context.run.path / adapter) if adapter else None
+        key = context.key(name, prompt_hash(program), recipe.values() if recipe else None, weights)
         key.append([context.task_inputs(e) for e in context.split.test])
         results[name] = SystemResult.from_dict(context.run.stage(f"score {name}", key, work, show=False))
     if context.closed:
         results |= _probe_results(context)
     return results
-
-
-def _prompt_key(program: dspy.Module) -> Any:
-    from limbeck.compile.label import prompt_hash
-
-    return prompt_hash(program)
-
-
-def _weights(context: Context, adapter: str) -> Any:
-    """Return what names an adapter's weights: the size and hash of its file."""
-    if not adapter:
-        return None
-    import hashlib
-
-    file = context.run.path / adapter / "adapter_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def base_out_of_fold(context: Context) -> list[float]:

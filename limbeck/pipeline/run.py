@@ -120,10 +120,7 @@ def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> L
 
 def _weights(lm: LM) -> str:
     """Return what names a model's weights or server, whichever program and number type runs them today."""
-    engine: Any = getattr(lm.backend, "engine", None)
-    if engine is not None:
-        return str(engine.fingerprint)
-    return lm.backend.fingerprint.removeprefix("torch/").removeprefix("llamacpp/")
+    return str(getattr(lm.backend, "weights", lm.backend.fingerprint))
 
 
 def _for_transformers(student: str) -> str:
@@ -259,7 +256,7 @@ class _Way:
                 stop=1.0,
                 demos=demos,
             )
-            for demos in ((False,) if context.config.effort == "quick" else (False, True))
+            for demos in spend.demos
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")

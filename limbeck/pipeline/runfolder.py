@@ -118,19 +118,22 @@ class RunFolder:
 
     def _contents(self, payload: Mapping[str, Any]) -> dict[str, str]:
         """Return a hash of each file, or each folder's files, that a payload names; "" for what is not there."""
-        found: dict[str, str] = {}
-        for name in payload.get("files", ()):
-            path = self.path / name
-            digest = hashlib.sha256()
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    digest.update(file.name.encode() + file.read_bytes())
-            found[name] = digest.hexdigest()[:16] if path.exists() else ""
-        return found
+        return {name: content_hash(self.path / name) for name in payload.get("files", ())}
 
     def close(self) -> None:
         """Close the ledger."""
         self.ledger.close()
+
+
+def content_hash(path: Path) -> str:
+    """Return 16 hex digits of a file's, or a folder's files', names and bytes; "" for what is not there."""
+    if not path.exists():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -1,0 +1,15 @@
+"""Which model names stand for weights on this machine."""
+
+from __future__ import annotations
+
+LOCAL_NAMES = "embedded, gguf:PATH, hf:NAME_OR_PATH"
+
+
+def is_local(name: str) -> bool:
+    """Return whether a model of this name runs in this process.
+
+    >>> is_local("gguf:teacher.gguf"), is_local("openai/gpt-5-mini"), is_local("hf:")
+    (True, False, False)
+    """
+    kind, _, rest = name.partition(":")
+    return name == "embedded" or (kind in ("hf", "gguf") and bool(rest))

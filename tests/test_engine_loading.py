@@ -147,8 +147,11 @@ def test_an_adapter_changes_answers_and_fingerprint(folder: Path, adapter: Path)
     plain = load_model(f"hf:{folder}", device="cpu", dtype="fp32")
     adapted = load_model(f"hf:{folder}", device="cpu", dtype="fp32", adapter=adapter)
     assert plain.fingerprint != adapted.fingerprint
-    texts = [TorchEngine(loaded).generate_many(asked)[0].text for loaded in (plain, adapted)]
+    merged = load_model(f"hf:{folder}", device="cpu", dtype="fp32", adapter=adapter, merged=True)
+    texts = [TorchEngine(loaded).generate_many(asked)[0].text for loaded in (plain, adapted, merged)]
     assert texts[0] != texts[1]
+    assert texts[1] == texts[2]
+    assert not any("lora" in name for name, _ in merged.model.named_parameters())
 
 
 def test_a_folder_that_is_no_adapter_is_an_error(folder: Path, tmp_path: Path):

@@ -83,17 +83,23 @@ def cache_folder() -> Path:
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: str | torch.dtype = "auto", adapter: Path | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    adapter: Path | None = None,
+    merged: bool = False,
 ) -> LoadedModel:
     """Load the model called `name` ("embedded", "gguf:PATH" or "hf:NAME_OR_PATH") and its tokenizer.
 
     `dtype` "auto" measures whether bf16 pays on this device. A GGUF file is dequantized on its first use
-    (1.5B parameters: about a minute and 3.5 GB of disk). `adapter` is a PEFT folder. Raises ModelError.
+    (1.5B parameters: about a minute and 3.5 GB of disk). `adapter` is a PEFT folder; `merged` adds it to the
+    weights, which then answer as fast as the base and cannot be trained on. Raises ModelError.
     """
-    return on_compute_thread(_load_model, name, device, dtype, adapter)
+    return on_compute_thread(_load_model, name, device, dtype, adapter, merged)
 
 
-def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path | None) -> LoadedModel:
+def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path | None, merged: bool) -> LoadedModel:
     set_threads()
     place = best_device() if device == "auto" else torch.device(device)
     number = best_dtype(place) if dtype == "auto" else _named_dtype(dtype)
@@ -103,6 +109,7 @@ def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path 
         tokenizer = _load_tokenizer(folder, name)
         if adapter is not None:
             model = _attach_adapter(model, adapter)
+            model = cast(Any, model).merge_and_unload() if merged else model
             fingerprint = _digest(fingerprint, file_fingerprint(_adapter_files(adapter)))
         model = cast(Any, model).to(place).eval()
     return LoadedModel(model, tokenizer, name, fingerprint, place, number)

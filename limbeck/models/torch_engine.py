@@ -34,7 +34,7 @@ class TorchBackend:
     @classmethod
     def load(cls, name: str, *, adapter: Path | None = None) -> TorchBackend:
         """Load the model called `name`, with a PEFT adapter on top if one is given; raises ModelError."""
-        return cls(TorchEngine(load_model(name, adapter=adapter)))
+        return cls(TorchEngine(load_model(name, adapter=adapter, merged=True)))
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Answer one request; blocks while its batch runs. Raises ModelError where the prompt is too long."""

@@ -209,7 +209,7 @@ def fold_predictions(
     ]
     out: list[Matrix] = []
     for number, adapter in enumerate(adapters):
-        loaded = load_model(context.plan.base, adapter=adapter)
+        loaded = load_model(context.plan.base, adapter=adapter, merged=True)
         result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), rows)
         out.append(label_matrix(result, context.output, context.task.labels))
         context.run.reporter.step("student labels new rows", number + 1, len(adapters))

@@ -98,6 +98,8 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     samples = 1 if closed else spend.samples
     teacher, student = local_parameters(config.teacher), local_parameters(config.student)
     label_calls = (pool + written) * samples
+    if closed and split.n_folds and spend.demo_tokens / row > gold - gold // split.n_folds:
+        label_calls *= 2  # once blind to each fold, once with all demonstrations
     writing = -(-written // _TEXTS_PER_CALL)
 
     def line(stage: str, calls: int, tokens_in: float, tokens_out: float, trained: float = 0.0) -> Line:

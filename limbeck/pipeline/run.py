@@ -237,7 +237,9 @@ class _Way:
         context = self.context
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY])
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
-        payload = context.run.stage("curate", key, lambda: curate_stage(context, compiled["oof"], gold, adapters))
+        payload = context.run.stage(
+            "curate", key, lambda: curate_stage(context, compiled, self.program, gold, adapters)
+        )
         self._done(payload, "curate")
 
     def finetune(self, gold: Tuned) -> Tuned | None:

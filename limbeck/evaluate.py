@@ -81,7 +81,8 @@ def run_system(
     One row without a usable answer scores 0 and never raises. ModelError is raised instead of a score that
     would measure something else: where over a tenth of the rows got no answer from the server, or every row
     failed for another reason than an answer that cannot be read. BudgetExceeded and KeyboardInterrupt pass
-    through. `progress` gets (rows done, rows). With `latency_rows=0` no row runs alone and `p50_ms` is 0.
+    through. `progress` gets (rows done, rows). With `latency_rows=0` no row runs alone and `p50_ms` is 0; the
+    first of several is not part of it.
     """
     if not examples:
         raise InputError(f"no test rows to measure {name} on")
@@ -97,10 +98,11 @@ def run_system(
 
     rows: dict[int, _Measured] = {}
     alone, spent = 0, 0.0
-    # By the rows' own times, so that a resumed run, which has them from the ledger, counts the same rows.
+    # By the rows' own times, so that a resumed run, which has them from the ledger, counts the same rows. The first
+    # one pays for the shared prompt and is no row like the others.
     while alone < min(latency_rows, len(examples)) and spent < LATENCY_SECONDS:
         rows[alone] = measure(examples[alone])
-        spent += rows[alone].ms / 1000
+        spent += rows[alone].ms / 1000 if alone else 0.0
         alone += 1
         if progress:
             progress(len(rows), len(examples))
@@ -207,7 +209,7 @@ def _result(name: str, rows: Sequence[_Measured], alone: int) -> SystemResult:
         predictions=tuple(row.prediction for row in rows),
         probabilities=tuple(row.probabilities for row in rows),
         probability_source=", ".join(dict.fromkeys(row.source for row in rows if row.source)),
-        p50_ms=statistics.median(row.ms for row in rows[:alone]) if alone else 0.0,
+        p50_ms=statistics.median(row.ms for row in rows[min(1, alone - 1) : alone]) if alone else 0.0,
         tokens_in=sum(call.tokens_in for call in calls),
         tokens_out=sum(call.tokens_out for call in calls),
         usd_per_1k=None if usd is None else 1000 * usd / len(rows),

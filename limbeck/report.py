@@ -123,8 +123,8 @@ def _verdict(report: Mapping[str, Any]) -> Text:
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("stage", "seconds", "in")
-    table.add_column("kept")
-    table.add_column("rejected", no_wrap=True)
+    table.add_column("kept", min_width=14)
+    table.add_column("rejected")
     for stage in stages:
         rejected = "\n".join(f"{n} {reason}" for reason, n in stage.get("rejected", {}).items() if n)
         cells = [str(stage.get(k, "")) for k in ("records_in", "kept")]

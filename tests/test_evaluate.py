@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -135,6 +136,8 @@ def test_the_latency_is_the_median_of_the_rows_that_ran_alone():
     options: dict[str, Any] = {"adapter": dspy.ChatAdapter(), "threads": 1}
     assert run_system("s", dspy.Predict(Sort), lm, rows(3), right, **options).p50_ms == 1000.0
     assert run_system("s", dspy.Predict(Sort), lm, rows(3), right, latency_rows=0, **options).p50_ms == 0.0
+    ticks = itertools.accumulate(itertools.chain([0, 60], itertools.repeat(1)))  # the first call takes a minute
+    assert run_system("s", dspy.Predict(Sort), lm, rows(3), right, **options).p50_ms == 1000.0
 
 
 def test_one_unreadable_answer_scores_zero_and_is_counted():

@@ -58,7 +58,9 @@ def render_terminal(report: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_systems(report), "", _costs(report), "", _verdict(report)]
     if report.get("stages"):
         parts += ["", _stages(report["stages"])]
-    parts += [Text(f"warning: {w}", style="yellow") for w in report.get("warnings", ())]
+    warnings = report.get("warnings", ())
+    if warnings:
+        parts += ["", *(Text(f"warning: {w}", style="yellow") for w in warnings)]
     cost = report.get("cost")
     if cost:
         parts += ["", Text(_cost(cost), style="dim")]
@@ -80,16 +82,18 @@ def _systems(report: Mapping[str, Any]) -> Table:
 
 
 def _costs(report: Mapping[str, Any]) -> Table:
-    table = _table("system", "ms a row", "USD per 1,000", "tokens in", "out", "failed", "ECE")
+    calibrated = any("ece" in entry for entry in report["systems"].values())
+    errors = ["ECE"] if calibrated else []
+    table = _table("system", "ms a row", "USD per 1,000", "tokens in", "out", "failed", *errors)
     for name, entry in report["systems"].items():
         table.add_row(
             name,
-            f"{entry['p50_ms']:.0f}",
+            f"{entry['p50_ms']:,.0f}",
             _usd(entry["usd_per_1k"]),
             f"{entry['tokens_in']:,}",
             f"{entry['tokens_out']:,}",
             str(entry.get("failures", "")),
-            f"{entry['ece']:.3f}" if "ece" in entry else "",
+            *([f"{entry['ece']:.3f}" if "ece" in entry else ""] if calibrated else []),
         )
     return table
 

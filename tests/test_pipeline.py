@@ -167,6 +167,24 @@ def _calls(folder: Path) -> int:
 
 
 @pytest.mark.slow
+def test_with_one_label_a_class_rows_are_labelled_by_what_saw_no_label(config: RunConfig, embedded: Any) -> None:
+    labels = _rows(2)
+    run(replace(config, labels=_write(Path(config.labels), labels)), until="curate", reporter=Recording())
+    folder = config.folder
+    rows = [*read_records(folder / "data" / "kept.parquet"), *read_records(folder / "data" / "rejected.parquet")]
+    assert len(rows) >= 8
+    assert {r.provenance.block for r in rows} == {-1}
+    pooled = [r for r in rows if r.soft]
+    assert pooled
+    assert all(sum(r.soft.values()) == pytest.approx(1.0) for r in pooled if r.soft)
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        (payload,) = ledger.execute("select payload from stages where name = 'curate'").fetchone()
+    model = json.loads(payload)["label_model"]
+    # The student and the probe saw the rows they would be weighed on: no vote.
+    assert set(model["weights"]) <= {"teacher", "encoder"}
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, embedded: Any) -> None:
     command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
     command += ["--test", config.test, "--out", config.out]

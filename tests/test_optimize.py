@@ -207,7 +207,7 @@ def test_rows_are_bootstrapped_in_batches_and_the_ledger_answers_dspy(tmp_path: 
 
     alone: list[bool] = []
     task = colour_task(reasoning=True)
-    lm = LM("scripted", Watched(), ledger=Ledger(tmp_path / "ledger.sqlite"))
+    lm = LM("hf:scripted", Watched(), ledger=Ledger(tmp_path / "ledger.sqlite"))
     compiled = compile_program(task, split_of(task), lm, adapter=ADAPTER)
     assert compiled.scores.keys() == {"uncompiled", "bootstrap"}
     # DSPy asks row after row on the main thread: all that it asked had been answered on others.

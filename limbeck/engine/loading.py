@@ -110,7 +110,8 @@ def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path 
         if adapter is not None:
             model = _attach_adapter(model, adapter)
             model = cast(Any, model).merge_and_unload() if merged else model
-            fingerprint = _digest(fingerprint, file_fingerprint(_adapter_files(adapter)))
+            # Merged weights are rounded anew: close, and not the same.
+            fingerprint = _digest(fingerprint, file_fingerprint(_adapter_files(adapter)), *["merged"] * merged)
         model = cast(Any, model).to(place).eval()
     return LoadedModel(model, tokenizer, name, fingerprint, place, number)
 

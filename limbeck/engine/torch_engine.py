@@ -68,11 +68,11 @@ class TorchEngine:
         return self.loaded.fingerprint
 
     def generate(self, request: GenerateRequest) -> Generation:
-        """Write one text; blocks. Raises ModelError where the prompt does not fit the model's context."""
+        """Write one text; blocks. Raises PromptTooLong where the prompt does not fit the model's context."""
         return self._gatherer.call(self._draft(request))
 
     def score(self, request: ScoreRequest) -> Scores:
-        """Score one closed set; blocks. Raises ModelError where the prompt does not fit."""
+        """Score one closed set; blocks. Raises PromptTooLong where the prompt does not fit."""
         return self._gatherer.call(self._query(request))
 
     def generate_many(self, requests: Sequence[GenerateRequest]) -> list[Generation]:

@@ -26,7 +26,7 @@ from dspy.utils.exceptions import AdapterParseError
 from limbeck.engine.requests import Message
 from limbeck.models.backend import LabelScores, ScoresUnavailable
 from limbeck.models.decoding import Decoding
-from limbeck.models.fields import described, header, parsed, sections, written
+from limbeck.models.fields import described, header, opens_section, parsed, sections, written
 from limbeck.models.labels import closed_values, label_text, sharpen
 from limbeck.models.lm import LM
 
@@ -74,8 +74,8 @@ class CompactAdapter(ChatAdapter):
     One output field is answered by its bare value, several under `[[ ## name ## ]]` headers. With a
     `limbeck.LM` that gives probabilities, `Literal`, bool and enum fields are chosen by their probability
     and cannot be unparsable. With one whose answers can be continued, headers are opened for the model where it
-    does not write them. With any other LM this is an ordinary adapter. `score_closed=False` generates closed
-    fields as well.
+    does not write them; such calls do not go through DSPy's JSON fallback. With any other LM this is an ordinary
+    adapter. `score_closed=False` generates closed fields as well.
     """
 
     def __init__(self, *, score_closed: bool = True, **options: Any) -> None:
@@ -257,7 +257,8 @@ class _Answering:
             if closed:
                 values[left[0]] = self._choose(left[0], closed, last=len(left) == 1)
             else:
-                values |= self._write(list(takewhile(lambda name: not self._closed(name), left)))
+                fields = list(takewhile(lambda name: not self._closed(name), left))
+                values |= self._write(fields, header(left[len(fields)]).strip() if left[len(fields) :] else "")
         recorder = _recorder.get()
         if recorder is not None:
             recorder.extend(self.scored)
@@ -290,15 +291,28 @@ class _Answering:
         draw = random.Random(f"{self.decoding.seed_of(self.sample)}/{name}")
         return draw.choices(list(weights), list(weights.values()))[0]
 
-    def _write(self, names: Sequence[str]) -> dict[str, Any]:
-        """Write the first of these fields, and the next ones as far as the model goes on under their headers."""
-        stop = self.decoding.stop if len(names) > 1 else (*self.decoding.stop, _HEADER_START)
+    def _write(self, names: Sequence[str], before: str) -> dict[str, Any]:
+        """Write the first of these fields, and the next ones as far as the model goes on under their headers.
+
+        `before` is the header of the scored field that follows them. Raises AdapterParseError where the first
+        one's text is empty or no such value.
+        """
+        ends = [_HEADER_START] if len(names) == 1 else [before] if before else []
+        stop = (*self.decoding.stop, *ends)
         settings = {**self.lm_kwargs, "stop": stop, "assistant_prefix": self.text, "n": 1}
         written = self.lm.complete(self.messages, sample=self.sample, **settings).strip()
-        found = sections(written if written.startswith(_HEADER_START) else header(names[0]) + written, list(names))
-        values = {names[0]: self.adapter.parse_field(self.signature, names[0], found.get(names[0], ""))}
-        self.text += found.get(names[0], "")
-        for name in takewhile(found.__contains__, names[1:]):
+        found = sections(written if opens_section(written) else header(names[0]) + written, list(names))
+        first = found.get(names[0], "")
+        if not first:
+            raise AdapterParseError(
+                adapter_name="CompactAdapter",
+                signature=self.signature,
+                lm_response=written,
+                message=f"the answer's field {names[0]} is empty",
+            )
+        values = {names[0]: self.adapter.parse_field(self.signature, names[0], first)}
+        self.text += first
+        for name in takewhile(found.get, names[1:]):
             try:
                 values[name] = self.adapter.parse_field(self.signature, name, found[name])
             except AdapterParseError:

@@ -24,6 +24,11 @@ def header(name: str) -> str:
     return f"[[ ## {name} ## ]]\n"
 
 
+def opens_section(text: str) -> bool:
+    """Return whether a text begins with some field's header, however it is spaced."""
+    return _HEADER.match(text) is not None
+
+
 def described(name: str, info: Any) -> str:
     """Return a field's line: name, type or labels, description; labels with descriptions appear once."""
     extra = info.json_schema_extra

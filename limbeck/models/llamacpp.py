@@ -70,7 +70,7 @@ class LlamaCppBackend:
         self._loading = threading.Lock()
 
     def generate(self, request: GenerateRequest) -> Generation:
-        """Answer one request; raises ModelError where the prompt is too long or the file cannot be run."""
+        """Answer one request; raises PromptTooLong, and ModelError where the file cannot be run."""
         if self.generator == "torch":
             return self._torch().generate(request)
         body = self._ask(_chat(request))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import openai
 
 from limbeck.engine.requests import GenerateRequest, Generation, Message, ScoreRequest, Scores
-from limbeck.errors import ModelError
+from limbeck.errors import ModelError, PromptTooLong
 from limbeck.models.backend import ScoresUnavailable, Transient
 from limbeck.models.firsttoken import TopTokens, label_masses, lettered, letters
 from limbeck.models.pricing import price_of
@@ -166,6 +166,8 @@ class OpenAIBackend:
         if asked_logprobs and status in (400, 422) and "logprob" in text:
             self.supports_score = False
             raise ScoresUnavailable(f"{self.name} gives no probabilities: {text}") from None
+        if error.code == "context_length_exceeded":
+            raise PromptTooLong(f"a prompt does not fit {self.name!r}: {text}", hint="a shorter input") from None
         variables = " or ".join(self._info.keys) or "--api-base"
         advice = {
             401: f"check the key in {variables}",

@@ -37,7 +37,7 @@ class TorchBackend:
         return cls(TorchEngine(load_model(name, adapter=adapter, merged=True)))
 
     def generate(self, request: GenerateRequest) -> Generation:
-        """Answer one request; blocks while its batch runs. Raises ModelError where the prompt is too long."""
+        """Answer one request; blocks while its batch runs. Raises PromptTooLong where the prompt does not fit."""
         return self.engine.generate(request)
 
     def score(self, request: ScoreRequest) -> Scores:

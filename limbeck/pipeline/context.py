@@ -14,7 +14,7 @@ from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig
 from limbeck.pipeline.labelers import Folds
 from limbeck.pipeline.runfolder import RunFolder
-from limbeck.pipeline.students import CALLERS, StudentPlan
+from limbeck.pipeline.students import StudentPlan, callers
 from limbeck.task import Task
 
 
@@ -51,7 +51,7 @@ class Context:
     @property
     def callers(self) -> int:
         """How many calls wait at once: servers limit their rate."""
-        return CALLERS if is_local(self.config.teacher) else 16
+        return callers(self.config.teacher)
 
     @property
     def closed(self) -> bool:

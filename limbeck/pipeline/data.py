@@ -269,15 +269,21 @@ def _with_all_demonstrations(
     split = context.split
     if not split.n_folds or demos <= len(split.gold) - max(map(split.folds.count, set(split.folds))):
         return records
-    answers = answer_all(
-        [r.inputs for r in records],
-        replace(_labeler(context, demos, program), programs={-1: program}),
-        blocks=[-1] * len(records),
-        config=LabelConfig(threads=context.callers, seed=context.config.seed),
-        progress=_progress(context, "labelling with all demonstrations"),
-    )
+    asked = [r for r in records if r.kept]
+    try:
+        answers = answer_all(
+            [r.inputs for r in asked],
+            replace(_labeler(context, demos, program), programs={-1: program}),
+            blocks=[-1] * len(asked),
+            config=LabelConfig(threads=context.callers, seed=context.config.seed),
+            progress=_progress(context, "labelling with all demonstrations"),
+        )
+    except StageEmpty as error:
+        context.run.warn(f"the final labels show fewer demonstrations than the compiled prompt: {error.message}")
+        return records
     # A row that failed this time keeps what it had.
-    return [r if a.reason else answered(r, a) for r, a in zip(records, answers, strict=True)]
+    told = iter(r if a.reason else answered(r, a) for r, a in zip(asked, answers, strict=True))
+    return [next(told) if r.kept else r for r in records]
 
 
 def _judge(

@@ -16,7 +16,7 @@ from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import RunConfig, read_config
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.learn import ADAPTERS
-from limbeck.pipeline.students import CALLERS, Recipe
+from limbeck.pipeline.students import Recipe, callers
 from limbeck.task import Task
 
 TEACHERS = ("teacher", "teacher_compiled")
@@ -65,12 +65,13 @@ class Deployed:
         rows: Sequence[Mapping[str, Any]],
         *,
         probabilities: bool = False,
-        threads: int = CALLERS,
+        threads: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterable[dict[str, Any]]:
         """Return each row's outputs, in order; a row without a usable answer has None and an `error`.
 
-        With `probabilities` a closed field's distribution stands under `FIELD_probabilities`.
+        With `probabilities` a closed field's distribution stands under `FIELD_probabilities`. `threads` calls wait
+        at once: by default as many as local weights answer in batches, few for a server.
         """
         from limbeck.compile.concurrent import concurrently
         from limbeck.models import label_probabilities
@@ -95,7 +96,7 @@ class Deployed:
             if progress:
                 progress(len(finished), len(inputs))
 
-        return concurrently(one, inputs, threads=threads, done=done)
+        return concurrently(one, inputs, threads=threads or callers(str(cast(Any, self.lm).model)), done=done)
 
 
 def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deployed:

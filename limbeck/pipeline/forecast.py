@@ -15,6 +15,7 @@ from rich.table import Table
 
 from limbeck.compile.dedup import record_text
 from limbeck.compile.split import make_split
+from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import RunConfig, check
 from limbeck.pipeline.students import StudentPlan
 from limbeck.task import Task
@@ -108,7 +109,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         return Line(stage, calls, int(tokens_in), int(tokens_out), sum(known) if known else None)
 
     tunes = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * row
-    distils = (gold + pool + written) * spend.passes(closed)[1] * (len(spend.gold_weights) + 1) * row
+    distils = (gold + pool + written) * spend.passes(closed)[1] * (len(spend.gold_weights) * len(spend.demos) + 1) * row
     lines = (
         line("compile", 4 * gold, 4 * gold * row + 2 * folds * spend.demo_tokens, 4 * gold * answer),
         line("learn from the labels alone", 0, 0, 0, tunes),
@@ -127,7 +128,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
 def _usd(teacher: str, lines: tuple[Line, ...]) -> float | None:
     from limbeck.models import price_of
 
-    if local_parameters(teacher) is not None:
+    if is_local(teacher):
         return 0.0
     price = price_of(teacher)
     if price is None:

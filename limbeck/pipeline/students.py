@@ -20,6 +20,7 @@ from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, train
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
+from limbeck.models.kinds import is_local
 from limbeck.models.labels import label_text
 from limbeck.models.torch_engine import TorchBackend
 from limbeck.records import Record, stable_hash
@@ -31,8 +32,8 @@ Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
 # Tokens of an answer beyond twice the longest label, for a rationale or further predictors, and at most.
 _ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 2048
-# Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end.
-CALLERS = 96
+# Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end. Servers limit rates.
+CALLERS, _SERVER_CALLERS = 96, 16
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -179,6 +180,11 @@ def answer_tokens(plan: StudentPlan, examples: Sequence[dspy.Example], count: Ca
     """Return a generous limit of tokens for one answer: twice the longest label and some, more with a rationale."""
     longest = max(count(json.dumps(dict(e.labels()), ensure_ascii=False, default=str)) for e in examples)
     return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more else 0))
+
+
+def callers(model: str) -> int:
+    """Return how many calls of a model wait at once."""
+    return CALLERS if is_local(model) else _SERVER_CALLERS
 
 
 def lm_of(loaded: LoadedModel, **options: Any) -> LM:

@@ -297,9 +297,9 @@ def _judge(
     """Return what all labelers together say about the records, weighed by their out-of-fold record.
 
     The first judgement takes the models of all gold rows and `teacher`, the records as its whole prompt labels
-    them, and is what the final student learns from. The second
-    takes for a record of block k only models that saw no gold row of fold k, and is for students that are judged
-    on that fold; the weights come from such models, and are cautious for the first.
+    them, and is what the final student learns from. The second takes for a record of block k only models that saw
+    no gold row of fold k, and is for students that are judged on that fold; the weights come from such models, and
+    are cautious for the first.
     """
     task, folds = context.task, context.folds()
     texts = [record_text(r.inputs) for r in records]

@@ -11,7 +11,7 @@ import torch
 from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, packed, tree
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.drafts import Draft, choose
-from limbeck.errors import ModelError
+from limbeck.errors import PromptTooLong
 
 SYSTEM = ("system", "label the text as spam or ham")
 TEXTS = ["win a free prize now", "see you", "the card was lost or stolen; the transfer is pending", "yes", ""]
@@ -190,7 +190,7 @@ def test_a_low_temperature_is_almost_greedy():
 
 def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers(engine: TorchEngine):
     asked = request("win a free prize now " * 400)
-    with pytest.raises(ModelError, match=r"a prompt of \d{4} tokens .*\n.*at most 1024 tokens"):
+    with pytest.raises(PromptTooLong, match=r"a prompt of \d{4} tokens .*\n.*at most 1024 tokens"):
         engine.generate_many([asked])
 
 

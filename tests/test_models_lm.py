@@ -19,7 +19,7 @@ from dspy.lm15 import Config, Message, Request
 
 from limbeck.engine import LoadedModel, TorchEngine
 from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores
-from limbeck.errors import BudgetExceeded, InputError, ModelError
+from limbeck.errors import BudgetExceeded, InputError, ModelError, PromptTooLong
 from limbeck.ledger import Ledger
 from limbeck.models import LM, Backend, Budget, CompactAdapter, TorchBackend
 from limbeck.models.decoding import Decoding, as_messages
@@ -148,7 +148,7 @@ def test_scores_are_ledgered_exact_and_of_the_labels_given(counting: Counting, l
 
 
 def test_a_dead_thread_pool_does_not_hide_the_error(tiny: TorchBackend):
-    with pytest.raises(ModelError, match="tokens"):
+    with pytest.raises(PromptTooLong, match="tokens"):
         LM("tiny", tiny, temperature=1.0)("the " * 3000, n=2)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from limbeck.engine import embedded_path
 from limbeck.engine.requests import GenerateRequest, ScoreRequest
-from limbeck.errors import InputError, ModelError
+from limbeck.errors import InputError, ModelError, PromptTooLong
 from limbeck.ledger import Ledger
 from limbeck.models import LM, Budget, ScoresUnavailable, UnknownPriceWarning, connect
 from limbeck.models import llamacpp as llamacpp_module
@@ -82,7 +82,7 @@ def test_threads_share_the_slots(llama: LlamaCppBackend):
 
 
 def test_a_long_prompt_and_bad_text_are_named(llama: LlamaCppBackend):
-    with pytest.raises(ModelError, match=r"exceeds the available context size(?s:.*)at most 256 tokens"):
+    with pytest.raises(PromptTooLong, match=r"exceeds the available context size(?s:.*)at most 256 tokens"):
         llama.generate(request("a " * 400))
     with pytest.raises(ModelError, match="cannot read this prompt"):
         llama.generate(request("bad \ud800"))

@@ -351,7 +351,7 @@ def for_effort(effort: Literal["quick", "standard", "thorough"], task: Task) -> 
 
 def _ask_ahead(job: Job, wanted: int) -> None:
     """Let local weights answer training rows in batches until `wanted` are right: the ledger then answers DSPy's calls,
-    which come one by one. A server would gain nothing and might be asked more than DSPy asks.
+    which come one by one. A server is left to DSPy: it might be asked, and paid, for more than DSPy asks.
     """
     if not isinstance(job.lm, LM) or job.lm.ledger is None or not is_local(job.lm.model):
         return

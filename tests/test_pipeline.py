@@ -14,27 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import SMALL, write_rows
 
 from limbeck.errors import BudgetExceeded, InputError
-from limbeck.pipeline.config import EFFORTS, Effort, RunConfig, check, read_config, write_config
+from limbeck.pipeline.config import EFFORTS, RunConfig, check, read_config, write_config
 from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(
-    folds=2,
-    pool_rows=12,
-    synthetic_rows=6,
-    demo_tokens=200,
-    learning_rates=(1e-3,),
-    gold_epochs=3,
-    student_epochs=2,
-    gold_weights=(2.0,),
-    test_rows=0,
-    samples=1,
-    open_rows=12,
-    demos=(False, True),
-)
 WEATHER = [
     "Rain has flooded the harbour since noon",
     "Hail the size of plums broke two windows",
@@ -81,20 +68,15 @@ def _rows(n: int, start: int = 0) -> list[dict[str, str]]:
     return [{"message": text, "label": label} for text, label in both[start : start + n]]
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setitem(EFFORTS, "quick", SMALL)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
     return RunConfig(
         out=str(tmp_path / "run"),
-        labels=_write(tmp_path / "labels.jsonl", _rows(12)),
+        labels=write_rows(tmp_path / "labels.jsonl", _rows(12)),
         output=("label",),
-        test=_write(tmp_path / "test.jsonl", _rows(10, 12)),
-        unlabeled=_write(tmp_path / "pool.jsonl", [{"message": r["message"]} for r in _rows(8, 22)]),
+        test=write_rows(tmp_path / "test.jsonl", _rows(10, 12)),
+        unlabeled=write_rows(tmp_path / "pool.jsonl", [{"message": r["message"]} for r in _rows(8, 22)]),
     )
 
 
@@ -169,7 +151,7 @@ def _calls(folder: Path) -> int:
 @pytest.mark.slow
 def test_with_one_label_a_class_rows_are_labelled_by_what_saw_no_label(config: RunConfig, embedded: Any) -> None:
     labels = _rows(2)
-    run(replace(config, labels=_write(Path(config.labels), labels)), until="curate", reporter=Recording())
+    run(replace(config, labels=write_rows(Path(config.labels), labels)), until="curate", reporter=Recording())
     folder = config.folder
     rows = [*read_records(folder / "data" / "kept.parquet"), *read_records(folder / "data" / "rejected.parquet")]
     assert len(rows) >= 8

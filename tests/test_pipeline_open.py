@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 from chat_server import Body, Reply, answer, serve
+from tiny_run import write_rows
 
 from limbeck.pipeline import students
-from limbeck.pipeline.config import EFFORTS, Effort, RunConfig
+from limbeck.pipeline.config import EFFORTS, RunConfig
 from limbeck.pipeline.deploy import load_run
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
-SMALL = Effort(
-    folds=2,
-    pool_rows=6,
-    synthetic_rows=4,
-    demo_tokens=200,
-    learning_rates=(1e-3,),
-    gold_epochs=2,
-    student_epochs=1,
-    gold_weights=(2.0,),
-    test_rows=0,
-    samples=2,
-    open_rows=12,
+SMALL = replace(
+    tiny_run.SMALL, pool_rows=6, synthetic_rows=4, gold_epochs=2, student_epochs=1, samples=2, demos=(False,)
 )
 FRUIT = ["apples", "pears", "plums", "figs", "dates", "limes", "nuts"]
 
@@ -98,11 +90,6 @@ def _sum(i: int) -> dict[str, Any]:
     return {"question": question, "answer": float(2 * i + 3)}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def _adder(body: Body, n: int) -> Reply:
     """Add up the last question; get the steps of every third call wrong."""
     system, last = str(body["messages"][0]["content"]), str(body["messages"][-1]["content"])
@@ -118,10 +105,10 @@ def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embed
     with serve(_adder) as server:
         config = RunConfig(
             out=str(tmp_path / "run"),
-            labels=_write(tmp_path / "labels.jsonl", [_sum(i) for i in range(8)]),
+            labels=write_rows(tmp_path / "labels.jsonl", [_sum(i) for i in range(8)]),
             output=("answer",),
-            test=_write(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 43)]),
-            unlabeled=_write(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 64)]),
+            test=write_rows(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 43)]),
+            unlabeled=write_rows(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 64)]),
             teacher="openai/gpt-5-mini",
             api_base=server.url,
         )
@@ -187,12 +174,12 @@ def test_labels_of_a_server_without_probabilities_are_written_and_kept(tmp_path:
     with serve(_sorter) as server:
         config = RunConfig(
             out=str(tmp_path / "run"),
-            labels=_write(tmp_path / "labels.jsonl", rows),
+            labels=write_rows(tmp_path / "labels.jsonl", rows),
             output=("label",),
-            test=_write(
+            test=write_rows(
                 tmp_path / "test.jsonl", [{"text": "Bus 9 again", "label": "transit"}, {**rows[0], "text": "1 and 1"}]
             ),
-            unlabeled=_write(tmp_path / "pool.jsonl", pool),
+            unlabeled=write_rows(tmp_path / "pool.jsonl", pool),
             teacher="openai/gpt-5-mini",
             api_base=server.url,
             synthetic_rows=0,

@@ -258,7 +258,7 @@ class _Answering:
                 values[left[0]] = self._choose(left[0], closed, last=len(left) == 1)
             else:
                 fields = list(takewhile(lambda name: not self._closed(name), left))
-                values |= self._write(fields, header(left[len(fields)]).strip() if left[len(fields) :] else "")
+                values |= self._write(fields, left[len(fields) :])
         recorder = _recorder.get()
         if recorder is not None:
             recorder.extend(self.scored)
@@ -291,13 +291,13 @@ class _Answering:
         draw = random.Random(f"{self.decoding.seed_of(self.sample)}/{name}")
         return draw.choices(list(weights), list(weights.values()))[0]
 
-    def _write(self, names: Sequence[str], before: str) -> dict[str, Any]:
+    def _write(self, names: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
         """Write the first of these fields, and the next ones as far as the model goes on under their headers.
 
-        `before` is the header of the scored field that follows them. Raises AdapterParseError where the first
-        one's text is empty or no such value.
+        `after` are the fields behind them, where writing ends. Raises AdapterParseError where the first one's text
+        is empty or no such value.
         """
-        ends = [_HEADER_START] if len(names) == 1 else [before] if before else []
+        ends = [_HEADER_START] if len(names) == 1 else [header(name).strip() for name in after]
         stop = (*self.decoding.stop, *ends)
         settings = {**self.lm_kwargs, "stop": stop, "assistant_prefix": self.text, "n": 1}
         written = self.lm.complete(self.messages, sample=self.sample, **settings).strip()

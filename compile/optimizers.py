@@ -8,8 +8,6 @@ its own, so the training rows arrive in an order that the job's seed decides, cl
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,10 +17,11 @@ import dspy
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.demos import draw_demos, row_length, with_demos
+from limbeck.compile.feedback import explains, with_feedback
 from limbeck.compile.nearest import NearestDemos
 from limbeck.compile.split import Split
 from limbeck.errors import BudgetExceeded
-from limbeck.metrics import FieldMetric, score_of
+from limbeck.metrics import score_of
 from limbeck.models import LM
 from limbeck.models.kinds import is_local
 from limbeck.task import Task
@@ -231,7 +230,7 @@ class GEPA:
         """Needs a reflection model, a metric that says what went wrong, and rows."""
         if reflection_lm is None:
             return "it needs a reflection model, stronger than the one that answers"
-        if not _explains(task.metric):
+        if not explains(task.metric):
             return (
                 "it needs a metric with feedback: metric(gold, pred, trace, pred_name, pred_trace) "
                 "that returns dspy.Prediction(score=..., feedback=...)"
@@ -372,47 +371,6 @@ def _ask_ahead(job: Job, wanted: int) -> None:
         found += sum(concurrently(lambda one: one[0].run(right, one[1]), asked, threads=job.threads))
         if found >= wanted:
             break
-
-
-def with_feedback(task: Task) -> Callable[..., dspy.Prediction]:
-    """Return the task's metric as GEPA calls it: five arguments, and a prediction with score and feedback."""
-    wide = _takes_five(task.metric)
-
-    def metric(
-        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> dspy.Prediction:
-        try:
-            call = cast(Callable[..., Any], task.metric)
-            found = call(gold, pred, trace, pred_name, pred_trace) if wide else call(gold, pred, trace)
-        except BudgetExceeded:
-            raise
-        except Exception as error:  # the metric met an answer that could not be read
-            return dspy.Prediction(score=0.0, feedback=f"The answer could not be scored: {error}")
-        score = score_of(found)
-        return dspy.Prediction(
-            score=score, feedback=getattr(found, "feedback", None) or _verdict(task, gold, pred, score)
-        )
-
-    return metric
-
-
-def _verdict(task: Task, gold: Any, pred: Any, score: float) -> str:
-    if score >= 1.0:
-        return "This is right."
-    lines = [f"{name} should be {gold[name]!r} and was {pred.get(name, 'not given')!r}." for name in task.output_fields]
-    return " ".join([f"The score is {score:.2f}.", *lines])
-
-
-def _explains(metric: Any) -> bool:
-    return isinstance(metric, FieldMetric) or _takes_five(metric)
-
-
-def _takes_five(metric: Any) -> bool:
-    try:
-        inspect.signature(metric).bind(None, None, None, None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def _labeled(task: Task, wanted: int) -> int:

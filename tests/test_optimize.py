@@ -14,6 +14,7 @@ import dspy
 import numpy as np
 import pytest
 
+from limbeck.compile.feedback import with_feedback
 from limbeck.compile.nearest import NearestDemos, text_encoder
 from limbeck.compile.optimize import compile_program
 from limbeck.compile.optimizers import (
@@ -30,7 +31,6 @@ from limbeck.compile.optimizers import (
     built_in,
     for_effort,
     reasons,
-    with_feedback,
 )
 from limbeck.compile.split import Split
 from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores

@@ -91,12 +91,12 @@ def _sum(i: int) -> dict[str, Any]:
 
 
 def _adder(body: Body, n: int) -> Reply:
-    """Add up the last question; get the steps of every third call wrong."""
+    """Add up the last question; get the steps of every third one wrong, whenever it is asked."""
     system, last = str(body["messages"][0]["content"]), str(body["messages"][-1]["content"])
     numbers = [int(x) for x in re.findall(r"\d+", last)]
     if "reasoning" not in system or len(numbers) < 2:
         return answer("\n".join(f"Bo has {n + k} kites and buys {n} more. How many has he?" for k in range(4)))
-    total = numbers[-2] + numbers[-1] + (n % 3 == 0)
+    total = numbers[-2] + numbers[-1] + (numbers[-2] % 3 == 0)
     return answer(f"[[ ## reasoning ## ]]\n{numbers[-2]} + {numbers[-1]} = {total}\n\n[[ ## answer ## ]]\n{total}")
 
 
@@ -119,10 +119,10 @@ def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embed
     kept = read_records(config.folder / "data" / "kept.parquet")
     assert kept
     for record in kept:
-        first, second, total = re.findall(r"\d+", record.rationale)
+        first, second, total = map(int, re.findall(r"\d+", record.rationale))
         assert float(total) == record.outputs["answer"]
-        # The wrong third is outvoted or not, but the kept rationale belongs to the kept answer.
-        assert int(total) in {int(first) + int(second), int(first) + int(second) + 1}
+        # A teacher that is wrong each time it is asked cannot be found out; its steps belong to its answer.
+        assert total == first + second + (first % 3 == 0)
 
 
 def _router(body: Body, n: int) -> Reply:

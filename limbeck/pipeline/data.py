@@ -1,31 +1,22 @@
-"""The synthesize and curate stages: what the compiled teacher writes and labels, and what of it can be trusted."""
+"""The synthesize stage: what the compiled teacher writes and labels."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import dspy
-import numpy as np
 
-from limbeck.compile.curate import Curated, Judgement, curate
-from limbeck.compile.dedup import record_text
-from limbeck.compile.describe import readable
 from limbeck.compile.label import (
     LabelConfig,
     Labeler,
     answer_all,
-    answered,
     block_programs,
-    gold_records,
     label_pool,
-    probability_matrix,
     prompt_hash,
 )
-from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
 from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
 from limbeck.compile.source import Source, source_of
 from limbeck.compile.synthesize import SynthesisConfig, synthesize
@@ -34,10 +25,7 @@ from limbeck.metrics import likeness
 from limbeck.pipeline.config import label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
-from limbeck.pipeline.labelers import LinearLabeler, encoder_labeler, probe_labeler
-from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
-from limbeck.pipeline.students import label_matrix, predict
-from limbeck.records import Record, read_records, write_records
+from limbeck.records import Record, write_records
 
 # Below this many parameters a teacher writes worse when asked for a style.
 _FOLLOWS_STYLES = 5e8
@@ -45,9 +33,7 @@ _FOLLOWS_STYLES = 5e8
 _RIGHT = 0.99
 # Calls of one wave of new inputs: later waves show what earlier ones wrote.
 _WAVE = 32
-CANDIDATES, KEPT, REJECTED = "data/candidates.parquet", "data/kept.parquet", "data/rejected.parquet"
-# The kept rows as labelled without sight of the gold fold that their block keeps out: for out-of-fold fits alone.
-BLIND = "data/kept_blind.parquet"
+CANDIDATES = "data/candidates.parquet"
 
 
 def pool_inputs(context: Context) -> list[dict[str, Any]]:
@@ -69,7 +55,9 @@ def rows_to_write(context: Context, pool: int) -> int:
     return max(0, context.spend.rows_to_have(context.closed, context.plan.writes_more) - pool)
 
 
-def _progress(context: Context, what: str) -> Callable[[int, int], None]:
+def progress_of(context: Context, what: str) -> Callable[[int, int], None]:
+    """Return what shows a step's progress with its cost so far."""
+
     def show(done: int, total: int) -> None:
         totals = context.run.ledger.totals()
         context.run.reporter.step(what, done, total, f"${totals.usd:.2f}, {totals.calls} calls")
@@ -77,7 +65,7 @@ def _progress(context: Context, what: str) -> Callable[[int, int], None]:
     return show
 
 
-def _labeler(context: Context, demos: int, program: dspy.Module) -> Labeler:
+def labeler_of(context: Context, demos: int, program: dspy.Module) -> Labeler:
     """Return the teacher as it labels: demonstrations drawn anew per block for a closed task."""
     task = context.task
     if context.closed:
@@ -106,13 +94,13 @@ def _labeler(context: Context, demos: int, program: dspy.Module) -> Labeler:
 def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict[str, Any]:
     """Label the pool, write what the pool does not give, and store every candidate; return the payload."""
     pool = pool_inputs(context)
-    labeler = _labeler(context, demos, program)
+    labeler = labeler_of(context, demos, program)
     config = LabelConfig(
         samples=1 if context.closed else context.spend.samples, threads=context.callers, seed=context.config.seed
     )
     records: list[Record] = []
     if pool:
-        records += label_pool(pool, labeler, config=config, progress=_progress(context, "labelling the pool"))
+        records += label_pool(pool, labeler, config=config, progress=progress_of(context, "labelling the pool"))
     wanted = rows_to_write(context, len(pool))
     if wanted:
         try:
@@ -162,7 +150,7 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
         lm=context.teacher,
         adapter=context.plan.adapter,
         config=_writing(context, wanted),
-        progress=_progress(context, "writing rows"),
+        progress=progress_of(context, "writing rows"),
     )
     blocks = [
         r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in made.records
@@ -172,7 +160,7 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
         labeler,
         blocks=blocks,
         config=config,
-        progress=_progress(context, "reading back what was written"),
+        progress=progress_of(context, "reading back what was written"),
     )
     return [
         replace(r, soft=a.soft, soft_source=a.soft_source, scores={**r.scores, **a.scores})
@@ -184,7 +172,7 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
 
 def _instructed(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
     """Return new inputs written the Self-Instruct way and answered by rejection sampling."""
-    show = _progress(context, "writing new inputs"), _progress(context, "answering new inputs")
+    show = progress_of(context, "writing new inputs"), progress_of(context, "answering new inputs")
     made = self_instruct(
         _source(context),
         labeler,
@@ -206,7 +194,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
     examples = context.split.gold
 
     def work() -> dict[str, Any]:
-        labeler = replace(_labeler(context, 0, program), verifiers=(), metric=None)
+        labeler = replace(labeler_of(context, 0, program), verifiers=(), metric=None)
         found: list[dict[str, Any]] = []
         for sample in range(context.spend.samples):
             left = [i for i in range(len(gold)) if all(f["row"] != i for f in found)]
@@ -221,7 +209,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
                     labeler,
                     blocks=[-1] * len(left),
                     config=config,
-                    progress=_progress(context, f"answering the labelled rows, try {sample + 1}"),
+                    progress=progress_of(context, f"answering the labelled rows, try {sample + 1}"),
                 )
             except StageEmpty:
                 continue  # of the rows that are left, none got an answer this time
@@ -239,171 +227,3 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
     ]
     context.run.reporter.note(f"the teacher got {len(records)} of {len(gold)} labelled rows right")
     return records
-
-
-# -- curate ------------------------------------------------------------------------------------------------------
-
-
-def meanings(context: Context) -> list[str]:
-    """Return each label in words: its readable name, and its description where there is one."""
-    described = context.task.label_descriptions
-    return [f"{readable(label)}. {described.get(label, '')}".strip() for label in context.task.labels]
-
-
-def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
-    """Return the linear labelers that this machine can fit: the student's probe, and the sentence encoder."""
-    gold, folds = context.gold_inputs(), context.folds()
-    found = {"probe": probe_labeler(context.plan.base, gold, folds)}
-    encoder = encoder_labeler(gold, folds, meanings(context)) if context.config.encoder else None
-    return {**found, "encoder": encoder} if encoder else found
-
-
-def _with_all_demonstrations(
-    context: Context, records: Sequence[Record], demos: int, program: dspy.Module
-) -> Sequence[Record]:
-    """Return the records with what the teacher says under its whole prompt.
-
-    The prompts of the blocks leave a fold out; where they then show fewer demonstrations, the teacher is asked
-    once more with all of them (clinc150: 0.60 instead of 0.55 of 360 pool rows right).
-    """
-    split = context.split
-    if not split.n_folds or demos <= len(split.gold) - max(map(split.folds.count, set(split.folds))):
-        return records
-    asked = [r for r in records if r.kept]
-    try:
-        answers = answer_all(
-            [r.inputs for r in asked],
-            replace(_labeler(context, demos, program), programs={-1: program}),
-            blocks=[-1] * len(asked),
-            config=LabelConfig(threads=context.callers, seed=context.config.seed),
-            progress=_progress(context, "labelling with all demonstrations"),
-        )
-    except StageEmpty as error:
-        context.run.warn(f"the final labels show fewer demonstrations than the compiled prompt: {error.message}")
-        return records
-    # A row that failed this time keeps what it had.
-    told = iter(r if a.reason else answered(r, a) for r, a in zip(asked, answers, strict=True))
-    return [next(told) if r.kept else r for r in records]
-
-
-def _judge(
-    context: Context,
-    records: Sequence[Record],
-    teacher: Sequence[Record],
-    oof: Any,
-    tuned: Tuned,
-    adapters: Callable[[], list[Path]],
-) -> tuple[Judgement, Judgement]:
-    """Return what all labelers together say about the records, weighed by their out-of-fold record.
-
-    The first judgement takes the models of all gold rows and `teacher`, the records as its whole prompt labels
-    them, and is what the final student learns from. The second takes for a record of block k only models that saw
-    no gold row of fold k, and is for students that are judged on that fold; the weights come from such models, and
-    are cautious for the first.
-    """
-    task, folds = context.task, context.folds()
-    texts = [record_text(r.inputs) for r in records]
-    linear = linear_labelers(context)
-    by_fold = {name: labeler.predict_folds(texts) for name, labeler in linear.items()}
-    whole = {name: labeler.predict(texts) for name, labeler in linear.items()}
-    if folds.n:
-        students = [*adapters(), context.run.path / ADAPTERS["student_gold_only"]]
-        *by_fold["student"], whole["student"] = fold_predictions(
-            context, tuned.recipe, [r.inputs for r in records], students
-        )
-    blocks = [max(0, r.provenance.block) for r in records]
-    whole["teacher"] = probability_matrix(teacher, task.labels, context.output)
-    blind = {
-        name: np.stack([found[block % len(found)][row] for row, block in enumerate(blocks)])
-        for name, found in by_fold.items()
-    }
-    blind["teacher"] = probability_matrix(records, task.labels, context.output)
-    if folds.n:
-        measured = {"teacher": np.asarray(oof), "student": tuned.matrix}
-        measured |= {n: folds.out_of_fold(labeler.gold_by_fold) for n, labeler in linear.items()}
-        model = fit_label_model(measured, folds.y_N, task.labels, folds=folds.fold_N)
-    else:
-        model = _unseen_model(context, linear)
-        whole = {name: p for name, p in whole.items() if name in model.weights}
-        blind = {name: p for name, p in blind.items() if name in model.weights}
-    return (
-        Judgement(context.output, model, model.predict(whole)),
-        Judgement(context.output, model, model.predict(blind)),
-    )
-
-
-def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> LabelModel:
-    """Return the label model where each class has one row: calibrated on labelers that saw no gold row.
-
-    The teacher without demonstrations and the encoder on the labels' words alone have not seen the gold rows,
-    so their predictions of them can be weighed. Their successors, which see the rows, are better than that:
-    the weights are cautious. The student and the probe cannot be weighed and have no vote.
-    """
-    from limbeck.engine.embedding import encode
-    from limbeck.engine.linear import fit_linear
-
-    # Descriptions that the teacher wrote have seen the gold rows: without them.
-    context = replace(context, task=context.task.with_descriptions(context.given))
-    task, folds = context.task, context.folds()
-    bare = predict(context.plan, task.program.deepcopy(), context.answerer, context.split.gold, "teacher")
-    measured = {"teacher": label_matrix(bare, context.output, task.labels)}
-    anchors = encode(meanings(context)) if "encoder" in linear else None
-    if anchors is not None:
-        gold = encode([record_text(row) for row in context.gold_inputs()])
-        model = fit_linear(anchors, list(range(len(task.labels))), len(task.labels))
-        measured["encoder"] = model.predict(cast(Any, gold))
-    if np.isnan(measured["teacher"]).all():
-        return fixed_label_model(task.labels, list(measured))
-    halves = [i % 2 for i in range(len(folds.y_N))]
-    return fit_label_model(measured, folds.y_N, task.labels, folds=halves)
-
-
-def curate_stage(
-    context: Context,
-    compiled: Mapping[str, Any],
-    program: dspy.Module,
-    tuned: Tuned,
-    adapters: Callable[[], list[Path]],
-) -> dict[str, Any]:
-    """Apply every rule to the candidates; store kept and rejected rows; return the payload.
-
-    `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, `program` its prompt,
-    `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed.
-    """
-    records = read_records(context.run.path / CANDIDATES)
-    judgement = blind = None
-    if context.closed and records:
-        teacher = _with_all_demonstrations(context, records, int(compiled["demos"]), program)
-        judgement, blind = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
-    gold = gold_records(context.split.gold, folds=context.split.folds)
-    protected = [record_text(row) for row in _test_inputs(context)]
-    done = curate(records, gold=gold, protected=protected, judgement=judgement)
-    for_folds = curate(records, gold=gold, protected=protected, judgement=blind) if blind else done
-    write_records(done.kept, context.run.path / KEPT)
-    write_records(for_folds.kept, context.run.path / BLIND)
-    write_records(done.rejected, context.run.path / REJECTED)
-    _say(context, done)
-    return {
-        "files": [KEPT, BLIND, REJECTED],
-        "label_model": judgement.model.report() if judgement else None,
-        "kept": len(done.kept),
-        "log": {
-            "records_in": len(records),
-            "kept": len(done.kept),
-            "rejected": dict(done.counts),
-            **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
-        },
-    }
-
-
-def _test_inputs(context: Context) -> list[dict[str, Any]]:
-    rows = context.task.test if context.task.test is not None else context.split.test
-    return [context.task_inputs(e) for e in rows]
-
-
-def _say(context: Context, done: Curated) -> None:
-    total = len(done.kept) + len(done.rejected)
-    reasons = ", ".join(f"{n} {name}" for name, n in sorted(done.counts.items(), key=lambda x: -x[1]))
-    context.run.reporter.note(f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else ""))
-    if total and not done.kept:
-        context.run.warn("curation kept no row: the student is trained on the labels alone")

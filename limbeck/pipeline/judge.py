@@ -14,7 +14,7 @@ from limbeck.compile.label import prompt_hash
 from limbeck.evaluate import SystemResult, compare, run_system, score_predictions
 from limbeck.models import LM, connect
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import linear_labelers
+from limbeck.pipeline.curation import linear_labelers
 from limbeck.pipeline.learn import ADAPTERS, Tuned
 from limbeck.pipeline.runfolder import content_hash
 from limbeck.pipeline.students import CALLERS, Matrix, Recipe

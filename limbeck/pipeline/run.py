@@ -16,7 +16,8 @@ from limbeck.compile.split import make_split
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import BLIND, KEPT, curate_stage, synthesize_stage, trusted_gold
+from limbeck.pipeline.curation import BLIND, KEPT, curate_stage
+from limbeck.pipeline.data import synthesize_stage, trusted_gold
 from limbeck.pipeline.judge import (
     BASE,
     GOLD_ONLY,

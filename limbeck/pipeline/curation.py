@@ -1,0 +1,206 @@
+"""The curate stage: what all labelers together say of the candidates, and which of them can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import dspy
+import numpy as np
+
+from limbeck.compile.curate import Curated, Judgement, curate
+from limbeck.compile.dedup import record_text
+from limbeck.compile.describe import readable
+from limbeck.compile.label import (
+    LabelConfig,
+    answer_all,
+    answered,
+    gold_records,
+    probability_matrix,
+)
+from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
+from limbeck.errors import StageEmpty
+from limbeck.pipeline.context import Context
+from limbeck.pipeline.data import CANDIDATES, labeler_of, progress_of
+from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
+from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
+from limbeck.pipeline.students import Matrix, label_matrix, predict
+from limbeck.records import Record, read_records, write_records
+
+KEPT, REJECTED = "data/kept.parquet", "data/rejected.parquet"
+# The kept rows as labelled without sight of the gold fold that their block keeps out: for out-of-fold fits alone.
+BLIND = "data/kept_blind.parquet"
+
+
+def meanings(context: Context) -> list[str]:
+    """Return each label in words: its readable name, and its description where there is one."""
+    described = context.task.label_descriptions
+    return [f"{readable(label)}. {described.get(label, '')}".strip() for label in context.task.labels]
+
+
+def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
+    """Return the linear labelers that this machine can fit: the student's probe, and the sentence encoder."""
+    gold, folds = context.gold_inputs(), context.folds()
+    found = {"probe": probe_labeler(context.plan.base, gold, folds)}
+    encoder = encoder_labeler(gold, folds, meanings(context)) if context.config.encoder else None
+    return {**found, "encoder": encoder} if encoder else found
+
+
+def _with_all_demonstrations(
+    context: Context, records: Sequence[Record], compiled: Mapping[str, Any], program: dspy.Module, tuned: Tuned
+) -> Sequence[Record]:
+    """Return the records with what the teacher says under its whole prompt.
+
+    The prompts of the blocks leave a fold out; where they then show fewer demonstrations, the teacher is asked
+    once more with all of them (clinc150: 0.60 instead of 0.55 of 360 pool rows right). A teacher that is no better
+    out of fold than the student trained on the labels has little weight, and is not asked twice.
+    """
+    split, demos = context.split, int(compiled["demos"])
+    if not split.n_folds or demos <= len(split.gold) - max(map(split.folds.count, set(split.folds))):
+        return records
+    if _accuracy(np.asarray(compiled["oof"]), context.folds()) <= _accuracy(tuned.matrix, context.folds()):
+        return records
+    asked = [r for r in records if r.kept]
+    try:
+        answers = answer_all(
+            [r.inputs for r in asked],
+            replace(labeler_of(context, demos, program), programs={-1: program}),
+            blocks=[-1] * len(asked),
+            config=LabelConfig(threads=context.callers, seed=context.config.seed),
+            progress=progress_of(context, "labelling with all demonstrations"),
+        )
+    except StageEmpty as error:
+        context.run.warn(f"the final labels show fewer demonstrations than the compiled prompt: {error.message}")
+        return records
+    # A row that failed this time keeps what it had.
+    told = iter(r if a.reason else answered(r, a) for r, a in zip(asked, answers, strict=True))
+    return [next(told) if r.kept else r for r in records]
+
+
+def _accuracy(matrix: Matrix, folds: Folds) -> float:
+    return float((matrix.argmax(axis=1) == np.asarray(folds.y_N)).mean())
+
+
+def _judge(
+    context: Context,
+    records: Sequence[Record],
+    teacher: Sequence[Record],
+    oof: Any,
+    tuned: Tuned,
+    adapters: Callable[[], list[Path]],
+) -> tuple[Judgement, Judgement]:
+    """Return what all labelers together say about the records, weighed by their out-of-fold record.
+
+    The first judgement takes the models of all gold rows and `teacher`, the records as its whole prompt labels
+    them, and is what the final student learns from. The second takes for a record of block k only models that saw
+    no gold row of fold k, and is for students that are judged on that fold; the weights come from such models, and
+    are cautious for the first.
+    """
+    task, folds = context.task, context.folds()
+    texts = [record_text(r.inputs) for r in records]
+    linear = linear_labelers(context)
+    by_fold = {name: labeler.predict_folds(texts) for name, labeler in linear.items()}
+    whole = {name: labeler.predict(texts) for name, labeler in linear.items()}
+    if folds.n:
+        students = [*adapters(), context.run.path / ADAPTERS["student_gold_only"]]
+        *by_fold["student"], whole["student"] = fold_predictions(
+            context, tuned.recipe, [r.inputs for r in records], students
+        )
+    blocks = [max(0, r.provenance.block) for r in records]
+    whole["teacher"] = probability_matrix(teacher, task.labels, context.output)
+    blind = {
+        name: np.stack([found[block % len(found)][row] for row, block in enumerate(blocks)])
+        for name, found in by_fold.items()
+    }
+    blind["teacher"] = probability_matrix(records, task.labels, context.output)
+    if folds.n:
+        measured = {"teacher": np.asarray(oof), "student": tuned.matrix}
+        measured |= {n: folds.out_of_fold(labeler.gold_by_fold) for n, labeler in linear.items()}
+        model = fit_label_model(measured, folds.y_N, task.labels, folds=folds.fold_N)
+    else:
+        model = _unseen_model(context, linear)
+        whole = {name: p for name, p in whole.items() if name in model.weights}
+        blind = {name: p for name, p in blind.items() if name in model.weights}
+    return (
+        Judgement(context.output, model, model.predict(whole)),
+        Judgement(context.output, model, model.predict(blind)),
+    )
+
+
+def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> LabelModel:
+    """Return the label model where each class has one row: calibrated on labelers that saw no gold row.
+
+    The teacher without demonstrations and the encoder on the labels' words alone have not seen the gold rows,
+    so their predictions of them can be weighed. Their successors, which see the rows, are better than that:
+    the weights are cautious. The student and the probe cannot be weighed and have no vote.
+    """
+    from limbeck.engine.embedding import encode
+    from limbeck.engine.linear import fit_linear
+
+    # Descriptions that the teacher wrote have seen the gold rows: without them.
+    context = replace(context, task=context.task.with_descriptions(context.given))
+    task, folds = context.task, context.folds()
+    bare = predict(context.plan, task.program.deepcopy(), context.answerer, context.split.gold, "teacher")
+    measured = {"teacher": label_matrix(bare, context.output, task.labels)}
+    anchors = encode(meanings(context)) if "encoder" in linear else None
+    if anchors is not None:
+        gold = encode([record_text(row) for row in context.gold_inputs()])
+        model = fit_linear(anchors, list(range(len(task.labels))), len(task.labels))
+        measured["encoder"] = model.predict(cast(Any, gold))
+    if np.isnan(measured["teacher"]).all():
+        return fixed_label_model(task.labels, list(measured))
+    halves = [i % 2 for i in range(len(folds.y_N))]
+    return fit_label_model(measured, folds.y_N, task.labels, folds=halves)
+
+
+def curate_stage(
+    context: Context,
+    compiled: Mapping[str, Any],
+    program: dspy.Module,
+    tuned: Tuned,
+    adapters: Callable[[], list[Path]],
+) -> dict[str, Any]:
+    """Apply every rule to the candidates; store kept and rejected rows; return the payload.
+
+    `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, `program` its prompt,
+    `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed.
+    """
+    records = read_records(context.run.path / CANDIDATES)
+    judgement = blind = None
+    if context.closed and records:
+        teacher = _with_all_demonstrations(context, records, compiled, program, tuned)
+        judgement, blind = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
+    gold = gold_records(context.split.gold, folds=context.split.folds)
+    protected = [record_text(row) for row in _test_inputs(context)]
+    done = curate(records, gold=gold, protected=protected, judgement=judgement)
+    for_folds = curate(records, gold=gold, protected=protected, judgement=blind) if blind else done
+    write_records(done.kept, context.run.path / KEPT)
+    write_records(for_folds.kept, context.run.path / BLIND)
+    write_records(done.rejected, context.run.path / REJECTED)
+    _say(context, done)
+    return {
+        "files": [KEPT, BLIND, REJECTED],
+        "label_model": judgement.model.report() if judgement else None,
+        "kept": len(done.kept),
+        "log": {
+            "records_in": len(records),
+            "kept": len(done.kept),
+            "rejected": dict(done.counts),
+            **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
+        },
+    }
+
+
+def _test_inputs(context: Context) -> list[dict[str, Any]]:
+    rows = context.task.test if context.task.test is not None else context.split.test
+    return [context.task_inputs(e) for e in rows]
+
+
+def _say(context: Context, done: Curated) -> None:
+    total = len(done.kept) + len(done.rejected)
+    reasons = ", ".join(f"{n} {name}" for name, n in sorted(done.counts.items(), key=lambda x: -x[1]))
+    context.run.reporter.note(f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else ""))
+    if total and not done.kept:
+        context.run.warn("curation kept no row: the student is trained on the labels alone")

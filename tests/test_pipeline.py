@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import answer, serve
 from tiny_run import SMALL, write_rows
 
 from limbeck.errors import BudgetExceeded, InputError
@@ -189,6 +190,26 @@ def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, e
     with sqlite3.connect(ledger) as connection:
         keys = [row[0] for row in connection.execute("select key from calls")]
     assert len(keys) == len(set(keys)) >= before
+
+
+def test_a_second_interrupt_does_not_wait_for_a_slow_server(config: RunConfig) -> None:
+    with serve(lambda body, n: replace(answer("traffic"), wait=1.0 if n < 4 else 60.0)) as server:
+        command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
+        command += ["--teacher", "openai/gpt-5-mini", "--api-base", server.url, "--out", config.out]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-test"}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert process.stderr is not None
+        while process.poll() is None and len(server.bodies) < 5:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        shown = ""
+        while "Ctrl-C again" not in shown and (line := process.stderr.readline()):
+            shown += line
+        process.send_signal(signal.SIGINT)
+        shown += process.communicate(timeout=30)[1]
+    assert process.returncode == 130, shown
+    assert f"limbeck run {config.out}" in shown
+    assert "Traceback" not in shown
 
 
 def _some_calls(ledger: Path) -> bool:

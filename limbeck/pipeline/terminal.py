@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,8 @@ from limbeck.report import render_terminal
 
 # Seconds between two lines on one piece of work where there is no bar to draw.
 _SAY_EVERY = 60.0
+# What a shell expects of a command that Ctrl-C ended.
+_INTERRUPTED = 130
 
 
 class Live:
@@ -85,23 +88,33 @@ class Live:
 
 @contextmanager
 def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
-    """End on SIGTERM as on Ctrl-C, and say how to go on."""
+    """End on Ctrl-C or SIGTERM once the calls in flight are answered, at once on the second; say how to go on."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    asked: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
+        asked.append(signum)
+        if len(asked) > 1:
+            say(f"stopped at once; what is finished is kept. Go on with: limbeck run {config.out}")
+            # Threads that wait for a model would hold up a clean exit; the ledger's file bears any end.
+            os._exit(_INTERRUPTED)
+        say("\nstopping: answers on their way are waited for and kept (Ctrl-C again: stop at once)")
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # A shell lets background jobs ignore SIGINT: that stays so.
+    caught = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = [signal.signal(s, stop) for s in caught]
     try:
         yield
     except KeyboardInterrupt:
-        console.print(
-            f"\nstopped; what is finished is kept. Go on with: limbeck run {config.out}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise SystemExit(130) from None
+        say(f"stopped; what is finished is kept. Go on with: limbeck run {config.out}")
+        raise SystemExit(_INTERRUPTED) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(caught, before, strict=True):
+            signal.signal(number, handler)
 
 
 def run(config: RunConfig, *, until: Stage) -> None:

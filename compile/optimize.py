@@ -76,7 +76,7 @@ def compile_program(
     split: Split,
     lm: dspy.LM,
     *,
-    optimizer: str | Optimizer | None = None,
+    optimizer: str | Optimizer | Sequence[Optimizer] | None = None,
     effort: Effort = "quick",
     seed: int = 0,
     adapter: Any = None,
@@ -85,11 +85,11 @@ def compile_program(
 ) -> Compiled:
     """Return the task's program compiled for `lm`, or uncompiled where no candidate beats it on dev.
 
-    `optimizer` is one of `built_in()`'s names or an own `Optimizer`; None tries what the effort level holds
-    and notes who refused and why. A tie keeps the uncompiled program, whose prompt is shorter. Without dev
-    rows (one row a class) the first candidate is a fixed default, named so in the notes. `progress` gets
-    what is measured, rows done and rows. Raises InputError for an unknown optimizer and one that refuses;
-    BudgetExceeded and KeyboardInterrupt pass through; a candidate that fails is noted and left out.
+    `optimizer` is one of `built_in()`'s names or an own `Optimizer`; several, or None for what the effort level
+    holds, are tried in turn, and who refuses is noted with the reason. A tie keeps the uncompiled program, whose
+    prompt is shorter. Without dev rows (one row a class) the first candidate is a fixed default, named so in the
+    notes. `progress` gets what is measured, rows done and rows. Raises InputError for an unknown optimizer and one
+    that refuses; BudgetExceeded and KeyboardInterrupt pass through; a candidate that fails is noted and left out.
     """
     job = Job(task, split, lm, reflection_lm, seed, THREADS)
     wanted, notes = _wanted(job, optimizer, effort)
@@ -217,9 +217,11 @@ def _silence() -> Generator[None]:
             logger.setLevel(level)
 
 
-def _wanted(job: Job, optimizer: str | Optimizer | None, effort: Effort) -> tuple[tuple[Optimizer, ...], list[str]]:
-    if optimizer is None:
-        tried = for_effort(effort, job.task)
+def _wanted(
+    job: Job, optimizer: str | Optimizer | Sequence[Optimizer] | None, effort: Effort
+) -> tuple[tuple[Optimizer, ...], list[str]]:
+    if optimizer is None or (isinstance(optimizer, Sequence) and not isinstance(optimizer, str)):
+        tried = for_effort(effort, job.task) if optimizer is None else optimizer
         refusals = {one.name: one.refuse(job.task, job.split, job.reflection_lm) for one in tried}
         notes = [f"{name} was left out: {reason}" for name, reason in refusals.items() if reason]
         return tuple(one for one in tried if not refusals[one.name]), notes

@@ -11,17 +11,22 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
 
+from limbeck.compile.dedup import NearDuplicates, record_text
 from limbeck.errors import InputError
 from limbeck.inputs import counted
+from limbeck.records import stable_hash
 from limbeck.task import Task
 
 TEST_SHARE = 0.3
 DEV_SHARE = 1 / 3
 # Below this many test rows the 95% interval of an accuracy is wider than 20 points.
 FEW_TEST_ROWS = 96
+# Similarity from which two of the user's own rows count as one: a letter or a full stop apart.
+COPY = 0.9
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,20 @@ def make_split(task: Task, *, seed: int = 0, n_folds: int = 3, max_test: int | N
     rows, strata = list(task.examples), strata_of(task, task.examples)
     if task.test is not None:
         test, gold = list(task.test), list(range(len(rows)))
+        copies = _copies(task, test, rows)
+        if 0 < len(copies) < len(test):
+            notes.append(f"test-copies: left out {len(copies)} of {len(test)} test rows, near copies of labelled rows")
+            test = [row for i, row in enumerate(test) if i not in copies]
+        elif copies:
+            notes.append("test-copies: every test row is a near copy of a labelled row: the scores flatter")
         if max_test is not None and len(test) > max_test:
             notes.append(f"test-sample: {max_test} of {len(test)} test rows, drawn with seed {seed}")
             test = [test[i] for i in sorted(rng.sample(range(len(test)), max_test))]
     else:
         cut = _test_cut(strata, rng, max_test)
+        copies = _copies(task, [rows[i] for i in cut], [row for i, row in enumerate(rows) if i not in set(cut)])
+        # A copy stays with the labels, where its like is; with nothing but copies the cut stands.
+        cut = [i for at, i in enumerate(cut) if at not in copies] or cut
         test, gold = [rows[i] for i in cut], [i for i in range(len(rows)) if i not in set(cut)]
         notes.append(f"test-cut: {len(test)} of {len(rows)} labels became test rows; --test gives better ones")
     notes += _few_rows_note(len(test))
@@ -83,6 +97,25 @@ def make_split(task: Task, *, seed: int = 0, n_folds: int = 3, max_test: int | N
         n_folds,
         (*notes, *fold_notes),
     )
+
+
+def _copies(task: Task, test: Sequence[dspy.Example], gold: Sequence[dspy.Example]) -> set[int]:
+    """Return the test rows that say almost letter for letter what a gold row says, with the same output.
+
+    One changed word may change the answer, and a template is no copy: those are fair tests.
+    """
+
+    def text(row: Any) -> str:
+        return record_text({name: row[name] for name in task.input_fields})
+
+    def output(row: Any) -> str:
+        return stable_hash([row[name] for name in task.output_fields])
+
+    index = NearDuplicates(threshold=COPY)
+    for i, row in enumerate(gold):
+        index.add(str(i), text(row))
+    found = [(i, row, index.find(text(row))) for i, row in enumerate(test)]
+    return {i for i, row, match in found if match and output(gold[int(match.key)]) == output(row)}
 
 
 def strata_of(task: Task, examples: Sequence[dspy.Example]) -> list[str]:

@@ -191,9 +191,14 @@ def peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def context_tokens(loaded: LoadedModel) -> int:
+    """Return how many tokens a training row may have."""
+    return int(cast(Any, loaded.model).config.get_text_config().max_position_embeddings)
+
+
 def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:
     text_config = cast(Any, loaded.model).config.get_text_config()
-    check_lengths(rows, int(text_config.max_position_embeddings))
+    check_lengths(rows, context_tokens(loaded))
     if any(row.weight <= 0 for row in rows):
         raise InputError("a training row has a weight of zero or less", valid="weights above 0")
     if not supports_sharing(text_config):

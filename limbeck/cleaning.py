@@ -96,7 +96,8 @@ def _left_out(name: str, what: str, places: Sequence[str], total: int) -> list[s
         raise InputError(
             f"{len(places)} of {total} rows {what}: {listed}",
             valid=f"at most {MAX_UNUSABLE_SHARE:.0%} of the rows left out",
-            hint="correct these rows, or choose other columns with --input and --output",
+            hint="correct these rows, choose other columns with --input and --output, or give rows without an output "
+            "as --unlabeled FILE",
         )
     return [f"{name}: left out {len(places)} of {total} rows that {what}: {listed}"]
 
@@ -129,6 +130,18 @@ def drop_duplicates(rows: Sequence[Row], *, open_ended: bool) -> tuple[list[Row]
             + ", ".join(repeated[:5])
         )
     return kept, warnings
+
+
+def test_contradictions(rows: Sequence[Row]) -> list[str]:
+    """Return a warning if test rows have equal inputs and different outputs: none can be right on all of them."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.key, []).append(row)
+    torn = [row for g in groups.values() if not all(_same(g[0].outputs, r.outputs) for r in g) for row in g]
+    if not torn:
+        return []
+    shown = ", ".join(f"{row.where} ({_short(row.outputs)})" for row in torn[:4])
+    return [f"contradictory-test-rows: {len(torn)} of {len(rows)} have the same input and different outputs: {shown}"]
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -77,8 +77,12 @@ MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running long
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")]
 
 
+# Runs of one name that are told apart by a number.
+_MOST_RUNS = 1000
+
+
 def _name_of(path: Path) -> str:
-    stem = path.stem if path.stem not in {"labels", "train", "task", "rows"} else (path.resolve().parent.name)
+    stem = path.stem if path.stem not in {"labels", "train", "task", "rows"} else path.resolve().parent.name
     return stem or "run"
 
 
@@ -96,14 +100,47 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
         changes = {name: value for name, value in values.items() if name in given}
         config = replace(read_config(target), **changes, **({"labels": str(labels)} if labels else {}))
     else:
+        _refuse_data(target)
         source = labels or target
+        for name in ("test", "unlabeled", "descriptions"):
+            values[name] = _absolute(values[name])
         config = RunConfig(
             out=str(out or Path("runs") / (_name_of(source) if source else "run")),
-            labels=str(labels or ""),
-            task_file=str(target or ""),
+            labels=_absolute(labels),
+            task_file=_absolute(target),
             **values,
         )
+        if out is None:
+            config = _in_free_folder(config)
     check(config)
+    return config
+
+
+def _absolute(path: Path | str | None) -> str:
+    """Return a path that holds in any folder the run is gone on with from."""
+    return str(Path(path).resolve()) if path else ""
+
+
+def _refuse_data(target: Path | None) -> None:
+    """Raise `InputError` for a file of rows where a task.py or a run folder belongs."""
+    from limbeck.errors import InputError
+
+    if target is not None and target.suffix.lower() in {".csv", ".tsv", ".jsonl", ".json", ".parquet"}:
+        raise InputError(
+            f"{target} holds rows, not a task",
+            valid="a task.py, a run folder, or --labels FILE",
+            hint=f"limbeck run --labels {target} --output COLUMN",
+        )
+
+
+def _in_free_folder(config: RunConfig) -> RunConfig:
+    """Return the configuration in the first default folder that is free or holds this very run."""
+    from limbeck.pipeline.config import read_config
+
+    for number in range(1, _MOST_RUNS):
+        folder = config.out if number == 1 else f"{config.out}-{number}"
+        if not (Path(folder) / "run.toml").is_file() or read_config(Path(folder)).same_run(config):
+            return replace(config, out=folder)
     return config
 
 
@@ -120,11 +157,11 @@ def _go(values: dict[str, Any], given: set[str], until: Stage, dry_run: bool) ->
 _EXAMPLES = """
 \b
 Examples:
-  limbeck run --labels labels.csv --output label
-  limbeck run --labels rows.jsonl --output label --unlabeled pool.jsonl --teacher gguf:teacher.gguf
+  limbeck run --labels tickets.csv --output label
+  limbeck run --labels tickets.csv --output label --unlabeled pool.jsonl --teacher gguf:teacher.gguf
   limbeck run task.py --teacher openai/gpt-5-mini --max-usd 2
-  limbeck run --labels rows.jsonl --output label --dry-run
-  limbeck run runs/rows                 (go on where it stopped)
+  limbeck run --labels tickets.csv --output label --dry-run
+  limbeck run runs/tickets              (go on where it stopped)
 """
 
 
@@ -178,7 +215,10 @@ _STAGE_HELP: dict[Stage, str] = {
     "evaluate": "Go on to the paired evaluation and the verdict.",
 }
 for _stage, _help in _STAGE_HELP.items():
-    app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.")(_command(_stage, _help))
+    _shown = f"\b\nExamples:\n  limbeck {_stage} runs/tickets\n  limbeck {_stage} --labels tickets.csv --output label"
+    app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.\n\n{_shown}")(
+        _command(_stage, _help)
+    )
 
 
 @app.command()
@@ -235,12 +275,18 @@ def runs(
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Fetch what is missing (hash-checked).")] = False,
 ) -> None:
-    """Say what this machine can do, and the commands that mend what is missing."""
+    """Say what this machine can do, and the commands that mend what is missing; exit status 1 where a run needs it.
+
+    \b
+    Examples:
+      limbeck doctor
+      limbeck doctor --fix
+    """
     from limbeck import doctor as machine
 
     if fix:
         machine.fix()
-    machine.show()
+    sys.exit(0 if machine.show(measure=True) else 1)
 
 
 def main() -> None:

@@ -188,10 +188,18 @@ def _verdict(
         return {**base, "use": use, "reason": f"Do not ship {named(candidate)}: {reason}"}
     shown = [f"{_points(p)} against {named(b)}" for b, p in against.items() if b in _SHOWN]
     reason = f"Ship {named(candidate)}: it scores {results[candidate].score:.3f} on {rows} test rows"
-    return {**base, "ship": True, "reason": f"{reason}, {', '.join(shown)}." if shown else f"{reason}."}
+    reason = f"{reason}, {', '.join(shown)}." if shown else f"{reason}."
+    unsure = [named(b) for b, p in against.items() if b in _SIMPLER and p.ci95[0] <= 0 <= p.ci95[1]]
+    if unsure:
+        reason += f" These rows do not tell it from {' or '.join(unsure)}."
+    if because:
+        reason += f" Chosen {because}."
+    return {**base, "ship": True, "reason": reason}
 
 
 _SHOWN = ("student_base", "student_gold_only", "teacher_compiled")
+# What a user could run instead for less work than distilling.
+_SIMPLER = ("student_gold_only", "linear_probe", "encoder_probe")
 
 
 def _detectable(results: Mapping[str, SystemResult], candidate: str) -> float | None:

@@ -23,7 +23,7 @@ def read_descriptions(
     if source is None:
         return {}, []
     given = dict(source) if isinstance(source, Mapping) else _read(Path(source))
-    given = {str(label).strip(): " ".join(str(text).split()) for label, text in given.items()}
+    given = {str(label).strip(): " ".join(str(text or "").split()) for label, text in given.items()}
     for label in given:
         if label not in labels:
             close = difflib.get_close_matches(label, labels, n=1)

@@ -84,8 +84,8 @@ def examine(*, measure: bool = False, environ: Mapping[str, str] | None = None) 
     return [*findings, _teachers(env), _hub(env), _keys(env)]
 
 
-def show(console: Console | None = None, *, measure: bool = False) -> None:
-    """Print the findings and the commands that mend what is missing."""
+def show(console: Console | None = None, *, measure: bool = False) -> bool:
+    """Print the findings and the commands that mend what is missing; return whether a run has what it needs."""
     screen = console or Console()
     findings = examine(measure=measure)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -97,6 +97,7 @@ def show(console: Console | None = None, *, measure: bool = False) -> None:
     screen.print(table)
     for mend in dict.fromkeys(f.mend for f in findings if f.mend):
         screen.print(Text(f"to mend: {mend}"), soft_wrap=True)
+    return all(find_weights(package) is not None for package in PACKAGES if package.required)
 
 
 def fix(

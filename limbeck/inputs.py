@@ -11,6 +11,7 @@ import difflib
 import io
 import json
 import math
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,6 +225,9 @@ def _parse_csv(text: str, path: Path, delimiter: str | None) -> list[tuple[int, 
 
     `csv.Sniffer` guesses from the cells, and messages are full of commas; a header is not.
     """
+    named = re.match(r"sep=(.)\r?\n", text)
+    if named:  # Excel's own way to name the delimiter; an empty line keeps the line numbers
+        text, delimiter = "\n" + text[named.end() :], named[1]
     with _wide_cells():
         chosen = delimiter or max(_DELIMITERS, key=lambda d: _header_cells(text, path, d))
         records = _records(text, path, chosen)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin
 
 import dspy
 
@@ -80,12 +81,15 @@ def check_closed(examples: Sequence[dspy.Example], closed: Mapping[str, Sequence
 def kind_of(annotation: Any) -> Kind:
     """Return the kind of output that fits a type, for the default metric.
 
-    >>> kind_of(int), kind_of(list[str]), kind_of(bool)
-    ('number', 'extraction', 'classification')
+    >>> kind_of(int), kind_of(list[str]), kind_of(bool), kind_of(str | None)
+    ('number', 'extraction', 'classification', 'short_answer')
     """
+    if get_origin(annotation) in (Union, UnionType):
+        kinds: set[Kind] = {kind_of(part) for part in get_args(annotation) if part is not type(None)}
+        return kinds.pop() if len(kinds) == 1 else "short_answer"
     if annotation in (int, float):
         return "number"
-    if annotation is None or annotation is str:
+    if annotation in (None, str, Any):
         return "short_answer"
     return "classification" if closed_values(annotation) else "extraction"
 

@@ -78,13 +78,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Totals:
-    """What a run has spent: `calls` were paid for here, `cached_calls` were answered from a ledger."""
+    """What a run has spent: `calls` were paid for here, `cached_calls` were answered from a ledger.
+
+    `usd` leaves out the `unpriced` calls, whose model's price is not known.
+    """
 
     usd: float = 0.0
     calls: int = 0
     cached_calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    unpriced: int = 0
 
     def __add__(self, other: Totals) -> Totals:
         """Add two totals field by field."""
@@ -94,6 +98,7 @@ class Totals:
             self.cached_calls + other.cached_calls,
             self.tokens_in + other.tokens_in,
             self.tokens_out + other.tokens_out,
+            self.unpriced + other.unpriced,
         )
 
 
@@ -246,7 +251,7 @@ class Ledger:
         """
         with self._guard():
             if self._insert(key, row, copied=False):
-                spent = Totals(row.usd or 0.0, 1, 0, row.tokens_in, row.tokens_out)
+                spent = Totals(row.usd or 0.0, 1, 0, row.tokens_in, row.tokens_out, int(row.usd is None))
                 self._all += spent
                 if row.metered:
                     self._metered += spent
@@ -301,7 +306,7 @@ class Ledger:
             return self._metered if metered else self._all + Totals(cached_calls=self._hits)
 
     def _read_totals(self, condition: str) -> Totals:
-        sums = "TOTAL(usd), COUNT(*), 0, SUM(tokens_in), SUM(tokens_out)"
+        sums = "TOTAL(usd), COUNT(*), 0, SUM(tokens_in), SUM(tokens_out), SUM(usd IS NULL)"
         with self._guard():
             query = f"SELECT {sums} FROM calls WHERE copied=0 AND {condition}"
             usd, *counts = self._db.execute(query).fetchone()

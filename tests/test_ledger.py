@@ -47,7 +47,7 @@ def test_totals_add_up_over_processes_and_count_a_key_once(tmp_path: Path):
     with Ledger(tmp_path / "l.sqlite") as ledger:
         ledger.put_call("b", replace(ROW, metered=True, usd=None))
         ledger.get_call("b")
-        assert ledger.totals() == Totals(0.5, 2, 1, 6, 4)
+        assert ledger.totals() == Totals(0.5, 2, 1, 6, 4, unpriced=1)
         assert ledger.totals(metered=True) == Totals(0.0, 1, 0, 3, 2)
 
 

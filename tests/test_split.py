@@ -144,3 +144,42 @@ def test_few_rows_get_fewer_folds():
     assert split.n_folds == 2
     assert "folds" in names(split)
     assert make_split(open_task(4)).n_folds == 0
+
+
+def _sentences(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in pairs]
+
+
+LABELLED = _sentences(
+    ("please play some quiet jazz in the kitchen tonight", "music"),
+    ("turn the volume of the radio down a little bit", "music"),
+    ("what will the weather be like in Leeds tomorrow", "weather"),
+    ("is it going to rain on the coast this weekend", "weather"),
+)
+
+
+def test_a_test_row_that_copies_a_labelled_row_is_left_out() -> None:
+    test = _sentences(
+        ("Please, play some quiet jazz in the kitchen tonight!", "music"),
+        ("please play some quiet jazz in the kitchen tonite", "weather"),
+        ("how warm does it get in York at noon", "weather"),
+    )
+    split = make_split(task_from_labels(LABELLED, output="label", test=test))
+    assert [row.text for row in split.test] == [test[1]["text"], test[2]["text"]]
+    assert any(note.startswith("test-copies: left out 1 of 3") for note in split.notes)
+
+
+def test_nothing_but_copies_is_tested_on_and_said() -> None:
+    test = [{**row, "text": row["text"] + "!"} for row in LABELLED]
+    split = make_split(task_from_labels(LABELLED, output="label", test=test))
+    assert len(split.test) == 4
+    assert any("flatter" in note for note in split.notes)
+
+
+def test_a_cut_leaves_copies_with_the_labels() -> None:
+    rows = [*LABELLED, *({**row, "text": row["text"] + "!"} for row in LABELLED)]
+    for seed in range(5):
+        split = make_split(task_from_labels(rows, output="label"), seed=seed)
+        assert len(split.test) + len(split.gold) == len(rows)
+        told = {row.text.rstrip("!") for row in split.gold}
+        assert all(row.text.rstrip("!") not in told for row in split.test) or len(split.test) == 2

@@ -71,4 +71,11 @@ class Transient(Exception):
 
 
 class ScoresUnavailable(ModelError):
-    """This model gives no probabilities for these labels; votes or generation can still answer."""
+    """This model gives no probabilities for these labels; votes or generation can still answer.
+
+    `tokens_in` are the tokens of the calls that were made, and paid, to find that out.
+    """
+
+    def __init__(self, message: str, *, valid: str = "", hint: str = "", tokens_in: int = 0) -> None:
+        super().__init__(message, valid=valid, hint=hint)
+        self.tokens_in = tokens_in

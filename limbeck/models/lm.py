@@ -286,7 +286,13 @@ class LM(dspy.LM):
 
         def make() -> CallRow:
             started = self._clock()
-            scores = self._retrying(lambda: self.backend.score(request))
+            try:
+                scores = self._retrying(lambda: self.backend.score(request))
+            except ScoresUnavailable as error:
+                if not error.tokens_in:
+                    raise
+                # Paid for: the ledger remembers that there is nothing to be had.
+                return self._row("score", shown, {"unavailable": error.message}, (error.tokens_in, 0, 0), started)
             response = {
                 "probabilities": scores.probabilities(),
                 "source": self.backend.score_source if scores.exact else "logprobs",
@@ -295,6 +301,8 @@ class LM(dspy.LM):
 
         answer = self._once("score", shown, make, _rough_tokens(request), 1)
         stored = answer.row.response
+        if "unavailable" in stored:
+            raise ScoresUnavailable(str(stored["unavailable"]))
         scores = LabelScores(dict(zip(request.candidates, stored["probabilities"], strict=True)), str(stored["source"]))
         self._remember(request.messages, {"candidates": request.candidates}, [answer], [scores.best])
         return scores

@@ -67,9 +67,18 @@ def _make(name: str, api_base: str | None, adapter: Path | None, in_bulk: bool) 
         return _local(name, adapter, in_bulk)
     if adapter is not None:
         raise ModelError(f"{name} cannot carry the adapter {adapter}", valid=LOCAL_NAMES)
+    check_name(name, api_base)
+    return OpenAIBackend(name, api_base=api_base)
+
+
+def check_name(name: str, api_base: str | None) -> None:
+    """Raise ModelError for a name that stands for no model, or for a GGUF file that is not there."""
+    kind, _, rest = name.partition(":")
+    if kind == "gguf" and rest and not Path(rest).expanduser().is_file():
+        raise ModelError(f"there is no file {rest}", valid="gguf:PATH of a GGUF file", hint="limbeck doctor")
     provider, slash, model = name.partition("/")
-    if slash and model and (provider in PROVIDERS or api_base is not None):
-        return OpenAIBackend(name, api_base=api_base)
+    if is_local(name) or (slash and model and (provider in PROVIDERS or api_base is not None)):
+        return
     raise ModelError(
         f"unknown model {name!r}",
         valid=f"{LOCAL_NAMES}, or provider/model with one of "

@@ -59,6 +59,24 @@ PROVIDERS = {
 _THINKING_TOKENS = 16_000
 _REASONING = re.compile(r"^(o[1345](-(mini|nano|pro))?(-\d.*)?|gpt-5(\.\d+)*(?!-chat)(-.*)?)$")
 _AMBIGUOUS = 0.01
+# How OpenAI, vLLM and llama.cpp's server say that a prompt is too long.
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|exceed_context_size|maximum context length|longer than the maximum model length"
+    r"|exceeds? the available context size",
+    re.IGNORECASE,
+)
+
+
+def gives_probabilities(name: str) -> bool:
+    """Return whether a model is known to send, or may send, log-probabilities of its first token.
+
+    >>> gives_probabilities("openai/gpt-4.1-mini"), gives_probabilities("mistral/mistral-small-latest")
+    (True, False)
+    """
+    provider, _, model = name.partition("/")
+    if provider in PROVIDERS and not PROVIDERS[provider].top_logprobs:
+        return False
+    return not _REASONING.match(model.rpartition("/")[2].lower())
 
 
 class OpenAIBackend:
@@ -85,7 +103,7 @@ class OpenAIBackend:
         self.reasons = bool(_REASONING.match(self.model.rpartition("/")[2].lower()))
         self.thinking_tokens = _THINKING_TOKENS if self.reasons else 0
         self.fingerprint = f"openai/{self._shown}/{self.model}"
-        self.supports_score = info.top_logprobs > 0 and not self.reasons
+        self.supports_score = gives_probabilities(name)
         price = None if local else price_of(name)
         self.usd_per_token = (0.0, 0.0) if local else price and (price.usd_in, price.usd_out)
         self._lettered: set[tuple[str, ...]] = set()
@@ -116,11 +134,11 @@ class OpenAIBackend:
                 return Scores(masses.logprobs, tokens_in, cached)
             self._lettered.add(labels)
         if len(labels) > min(len(letters()), self._info.top_logprobs):
-            raise ScoresUnavailable(f"{len(labels)} labels that begin alike are too many to score")
+            raise ScoresUnavailable(f"{len(labels)} labels that begin alike are too many to score", tokens_in=tokens_in)
         top = self._first_token(lettered(request.messages, labels))
         masses = label_masses(top.tokens, letters()[: len(labels)])
         if not masses.known:
-            raise ScoresUnavailable(f"{self.name} answers with none of the labels")
+            raise ScoresUnavailable(f"{self.name} answers with none of the labels", tokens_in=tokens_in + top.tokens_in)
         return Scores(masses.logprobs, tokens_in + top.tokens_in, cached + top.cached_tokens)
 
     def _first_token(self, messages: Sequence[Message]) -> TopTokens:
@@ -166,7 +184,7 @@ class OpenAIBackend:
         if asked_logprobs and status in (400, 422) and "logprob" in text:
             self.supports_score = False
             raise ScoresUnavailable(f"{self.name} gives no probabilities: {text}") from None
-        if error.code == "context_length_exceeded":
+        if status in (400, 413, 422) and _TOO_LONG.search(f"{error.code} {text}"):
             raise PromptTooLong(f"a prompt does not fit {self.name!r}: {text}", hint="a shorter input") from None
         variables = " or ".join(self._info.keys) or "--api-base"
         advice = {

@@ -6,11 +6,13 @@ Everything here lands in the run folder as `run.toml`, keys and secrets excepted
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from limbeck.errors import InputError
 from limbeck.models.kinds import LOCAL_NAMES, is_local
@@ -104,6 +106,10 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
+_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes")
+_FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One run, as the command line or the Python API asks for it.
@@ -149,9 +155,19 @@ class RunConfig:
         return EFFORTS[self.effort]
 
     def identity(self) -> dict[str, Any]:
-        """The fields that change results (not the folder, not the budgets): the root of every stage's key."""
-        skip = {"out", "max_usd", "max_tokens", "max_minutes"}
-        return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": asdict(self.spend)}
+        """The fields that change results: the root of every stage's key.
+
+        Folder and budgets do not, and files count by what they hold (the task's fingerprint). Where the test rows
+        are a file of their own, how many are scored concerns evaluation alone, whose keys hold the rows.
+        """
+        skip = {*_ASIDE, *_FILES, *(("test_rows",) if self.test else ())}
+        spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
+        return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
+
+    def same_run(self, other: RunConfig) -> bool:
+        """Return whether another configuration differs in folder and budgets alone."""
+        mine, others = asdict(self), asdict(other)
+        return all(mine[name] == others[name] for name in mine if name not in _ASIDE)
 
 
 def check(config: RunConfig) -> None:
@@ -175,11 +191,20 @@ def check(config: RunConfig) -> None:
     label_shares(config.label_distribution)
     for name in ("max_usd", "max_tokens", "max_minutes"):
         value = getattr(config, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(
                 f"--{name.replace('_', '-')} is {value}",
                 valid="a number above 0, or leave it out for no limit",
             )
+    if config.seed < 0:
+        raise InputError(f"--seed is {config.seed}", valid="0 or more")
+    address = urlsplit(config.api_base)
+    if address.username or address.password or address.query:
+        raise InputError(
+            "--api-base holds a user, a password or a query, which would land in the run folder",
+            valid="an address alone, such as http://localhost:8000/v1",
+            hint="put the key into the provider's environment variable",
+        )
     for name in ("synthetic_rows", "pool_rows", "test_rows"):
         value = getattr(config, name)
         if value is not None and value < 0:
@@ -207,9 +232,11 @@ def _toml_value(value: Any) -> str:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the configuration as TOML; options left at None are left out."""
+    """Write the configuration as TOML, whole or not at all; options left at None are left out."""
     lines = [f"{k} = {_toml_value(v)}" for k, v in asdict(config).items() if v is not None]
-    path.write_text("# resolved configuration of this run\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    part = path.with_name(path.name + ".part")
+    part.write_text("# resolved configuration of this run\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -217,7 +244,14 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / "run.toml"
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no run.toml", hint="limbeck runs")
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}",
+            valid="the TOML that a run writes",
+            hint=f"give the run's options again with --out {folder}: what is finished is kept",
+        ) from error
     known = {f.name for f in fields(RunConfig)}
     values: dict[str, Any] = {
         k: tuple(cast(list[Any], v)) if isinstance(v, list) else v for k, v in data.items() if k in known

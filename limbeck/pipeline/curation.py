@@ -23,7 +23,7 @@ from limbeck.compile.label import (
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
 from limbeck.errors import StageEmpty
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import CANDIDATES, labeler_of, progress_of
+from limbeck.pipeline.data import CANDIDATES, labeler_of, progress_of, samples_of
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
@@ -68,7 +68,7 @@ def _with_all_demonstrations(
             [r.inputs for r in asked],
             replace(labeler_of(context, demos, program), programs={-1: program}),
             blocks=[-1] * len(asked),
-            config=LabelConfig(threads=context.callers, seed=context.config.seed),
+            config=LabelConfig(samples=samples_of(context), threads=context.callers, seed=context.config.seed),
             progress=progress_of(context, "labelling with all demonstrations"),
         )
     except StageEmpty as error:
@@ -174,8 +174,10 @@ def curate_stage(
         judgement, blind = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
     gold = gold_records(context.split.gold, folds=context.split.folds)
     protected = [record_text(row) for row in _test_inputs(context)]
-    done = curate(records, gold=gold, protected=protected, judgement=judgement)
-    for_folds = curate(records, gold=gold, protected=protected, judgement=blind) if blind else done
+    # The labelers together may name another label than the one that the verifiers saw.
+    verifiers = context.task.verifiers if judgement else ()
+    done = curate(records, gold=gold, protected=protected, judgement=judgement, verifiers=verifiers)
+    for_folds = curate(records, gold=gold, protected=protected, judgement=blind, verifiers=verifiers) if blind else done
     write_records(done.kept, context.run.path / KEPT)
     write_records(for_folds.kept, context.run.path / BLIND)
     write_records(done.rejected, context.run.path / REJECTED)

@@ -60,9 +60,15 @@ def progress_of(context: Context, what: str) -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         totals = context.run.ledger.totals()
-        context.run.reporter.step(what, done, total, f"${totals.usd:.2f}, {totals.calls} calls")
+        usd = "$?" if totals.unpriced else f"${totals.usd:.2f}"
+        context.run.reporter.step(what, done, total, f"{usd}, {totals.calls} calls")
 
     return show
+
+
+def samples_of(context: Context) -> int:
+    """Return how many answers an input gets: labels of a server without probabilities are voted on."""
+    return 1 if context.closed and context.answerer.supports_score else context.spend.samples
 
 
 def labeler_of(context: Context, demos: int, program: dspy.Module) -> Labeler:
@@ -95,9 +101,7 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict
     """Label the pool, write what the pool does not give, and store every candidate; return the payload."""
     pool = pool_inputs(context)
     labeler = labeler_of(context, demos, program)
-    config = LabelConfig(
-        samples=1 if context.closed else context.spend.samples, threads=context.callers, seed=context.config.seed
-    )
+    config = LabelConfig(samples=samples_of(context), threads=context.callers, seed=context.config.seed)
     records: list[Record] = []
     if pool:
         records += label_pool(pool, labeler, config=config, progress=progress_of(context, "labelling the pool"))

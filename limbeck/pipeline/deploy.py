@@ -16,6 +16,7 @@ from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import RunConfig, read_config
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.learn import ADAPTERS
+from limbeck.pipeline.runfolder import labels_copy
 from limbeck.pipeline.students import Recipe, callers
 from limbeck.task import Task
 
@@ -34,6 +35,8 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe])
     payload = {
         "chosen": chosen,
         "systems": systems,
+        "inputs": [context.task.columns.get(name, name) for name in context.task.input_fields],
+        "kind": context.task.kind if len(context.task.output_fields) == 1 else "",
         "descriptions": dict(context.task.label_descriptions),
         "max_tokens": context.plan.max_tokens,
     }
@@ -102,8 +105,8 @@ class Deployed:
 def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deployed:
     """Return a system of a finished run: the one that the verdict chose, or the one named.
 
-    The task is rebuilt from the run's configuration; `task` takes its place where the run was started from
-    Python. Raises InputError for a folder without a finished run and for an unknown system.
+    The task is rebuilt from the folder; `task` takes its place where the run was started from Python. Raises
+    InputError for a folder without a finished run and for an unknown system.
     """
     config = read_config(folder)
     path = folder / "students.json"
@@ -114,7 +117,7 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     if name not in stored["systems"]:
         raise InputError(f"no system {name!r} in {folder}", valid=", ".join(stored["systems"]))
     files = stored["systems"][name]
-    found = task or _task(config, folder)
+    found = task or _task(config, folder, stored)
     if found.label_field:
         found = found.with_descriptions(stored["descriptions"])
     program = found.program.deepcopy()
@@ -133,14 +136,21 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     return Deployed(name, found, program, lm, CompactAdapter())
 
 
-def _task(config: RunConfig, folder: Path) -> Task:
-    """Return the task; its files must still be where they were when the run began."""
+def _task(config: RunConfig, folder: Path, stored: Mapping[str, Any]) -> Task:
+    """Return the task as it was trained: from the folder's copy of the labels, or the user's task.py.
+
+    Inputs and kind come from the run: there they followed from the test and unlabelled rows as well.
+    """
     from limbeck.pipeline.run import read_task
 
+    config = replace(config, test="", unlabeled="", descriptions="")
+    if config.labels:
+        config = replace(config, labels=str(labels_copy(folder, config)), inputs=tuple(stored["inputs"]))
+        config = replace(config, kind=stored["kind"] or config.kind)
     for given in (config.labels, config.task_file):
         if given and not Path(given).exists():
             raise InputError(
                 f"the run's task is built from {given}, which is not there",
-                hint=f"put it back, or name another in {folder / 'run.toml'}",
+                hint=f"put it back, or: limbeck run {folder}",
             )
-    return read_task(replace(config, test="", unlabeled=""))
+    return read_task(config)

@@ -7,23 +7,27 @@ for a server they are left out. All of it is a forecast: real answers are shorte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.table import Table
 
 from limbeck.compile.dedup import record_text
 from limbeck.compile.split import make_split
 from limbeck.models.kinds import is_local
-from limbeck.pipeline.config import RunConfig, check
-from limbeck.pipeline.students import StudentPlan
+from limbeck.pipeline.config import Effort, RunConfig, check
+from limbeck.pipeline.students import StudentPlan, prompt_text
 from limbeck.task import Task
 
 _FLOPS = 250e9
 _PARAMETERS_EMBEDDED = 135e6
 _BYTES_PER_PARAMETER_GGUF = 0.63
 _TEXTS_PER_CALL = 5
+_CHARACTERS_PER_TOKEN = 4
+# Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts.
+_TURN, _RATIONALE, _WRITING = 16, 80, 300
 # A forward and backward pass of LoRA training costs about four times a forward pass.
 _TRAIN_FACTOR = 4.0
 
@@ -79,50 +83,97 @@ def _minutes(tokens: float, parameters: float | None, factor: float = 1.0) -> fl
 def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     """Return what the run would take; reads the rows and calls nothing."""
     from limbeck.models import CompactAdapter
-    from limbeck.pipeline.run import read_task
+    from limbeck.models.names import check_name
+    from limbeck.models.openai_engine import gives_probabilities
+    from limbeck.pipeline.run import check_task, read_task
 
     if task is None:
         check(config)
         task = read_task(config)
+    check_task(config, task)
+    for name in filter(None, (config.teacher, config.student, config.reflection)):
+        check_name(name, config.api_base or None)
     spend = config.spend
     limit = spend.test_rows if config.test_rows is None else config.test_rows
     split = make_split(task, seed=config.seed, n_folds=spend.folds, max_test=limit or None)
     plan = StudentPlan(config.student, CompactAdapter(), task)
     closed, kind = plan.closed, (plan.closed, plan.writes_more)
-    rows = cast(list[Any], list(split.gold))
-    row = int(sum(len(record_text(e.inputs())) for e in rows) / max(1, len(rows)) / 4) + 16
-    answer = 1 if closed else int(sum(len(str(dict(e.labels()))) for e in rows) / max(1, len(rows)) / 4) + 80
-    gold, test, folds = len(rows), len(split.test), max(1, split.n_folds)
+    size = _sizes(plan, split.gold, spend)
+    gold, test = len(split.gold), len(split.test)
     limit_pool = spend.rows_to_label(*kind) if config.pool_rows is None else config.pool_rows
     pool = min(len(task.unlabeled), limit_pool)
     written = config.synthetic_rows if config.synthetic_rows is not None else max(0, spend.rows_to_have(*kind) - pool)
-    samples = 1 if closed else spend.samples
+    samples = 1 if closed and (is_local(config.teacher) or gives_probabilities(config.teacher)) else spend.samples
+    answers = (pool + written) * samples
+    if closed and split.n_folds and spend.demo_tokens / size.row > gold - gold // split.n_folds:
+        answers *= 2  # once blind to each fold, once with all demonstrations
+    texts = -(-written // _TEXTS_PER_CALL)
+    checked = gold * samples if plan.writes_more else 0
     teacher, student = local_parameters(config.teacher), local_parameters(config.student)
-    label_calls = (pool + written) * samples
-    if closed and split.n_folds and spend.demo_tokens / row > gold - gold // split.n_folds:
-        label_calls *= 2  # once blind to each fold, once with all demonstrations
-    writing = -(-written // _TEXTS_PER_CALL)
+    tuned = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * size.row
+    fits = len(spend.gold_weights) * len(spend.demos) + 1
+    distilled = (gold + pool + written) * spend.passes(closed)[1] * fits * size.row
 
-    def line(stage: str, calls: int, tokens_in: float, tokens_out: float, trained: float = 0.0) -> Line:
-        parts = [_minutes(tokens_in + tokens_out, teacher), _minutes(trained, student, _TRAIN_FACTOR)]
+    def line(stage: str, calls: Sequence[_Calls], trained: float = 0.0) -> Line:
+        computed = sum(c.count * (c.row + c.out) + c.prompts * c.shared for c in calls)
+        parts = [_minutes(computed, teacher), _minutes(trained, student, _TRAIN_FACTOR)]
         known = [p for p in parts if p is not None]
-        return Line(stage, calls, int(tokens_in), int(tokens_out), sum(known) if known else None)
+        return Line(
+            stage,
+            sum(c.count for c in calls),
+            int(sum(c.count * (c.row + c.shared) for c in calls)),
+            int(sum(c.count * c.out for c in calls)),
+            sum(known) if known else None,
+        )
 
-    tunes = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * row
-    distils = (gold + pool + written) * spend.passes(closed)[1] * (len(spend.gold_weights) * len(spend.demos) + 1) * row
+    folds = max(1, split.n_folds)
+    bare = _Calls(gold, size.row, size.prompt, size.answer)
+    shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     lines = (
-        line("compile", 4 * gold, 4 * gold * row + 2 * folds * spend.demo_tokens, 4 * gold * answer),
-        line("learn from the labels alone", 0, 0, 0, tunes),
+        line("compile", [bare, shown]),
+        line("learn from the labels alone", [replace(shown, count=checked)], tuned),
         line(
-            "synthesize",
-            label_calls + writing,
-            label_calls * row + writing * 300 + folds * spend.demo_tokens,
-            label_calls * answer + written * row,
+            "synthesize", [replace(shown, count=answers), _Calls(texts, 0, _WRITING, _TEXTS_PER_CALL * size.row, texts)]
         ),
-        line("finetune", 0, 0, 0, distils),
-        line("evaluate", 2 * test, 2 * test * row + spend.demo_tokens, 2 * test * answer, test * row),
+        line("finetune", [], distilled),
+        line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
     return Forecast(lines, _usd(config.teacher, lines))
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Calls of one kind: tokens of a call's own row, of the prompt it shares, of its answer.
+
+    Each call is billed its whole prompt; local weights compute `prompts` shared ones and every row.
+    """
+
+    count: int
+    row: float
+    shared: float
+    out: float
+    prompts: int = 1
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Tokens of an average row, of the prompt without demonstrations, of the demonstrations, of an answer."""
+
+    row: float
+    prompt: float
+    demos: float
+    answer: float
+
+
+def _sizes(plan: StudentPlan, rows: Sequence[Any], spend: Effort) -> _Sizes:
+    def mean_tokens(texts: Sequence[str]) -> float:
+        return sum(map(len, texts)) / max(1, len(texts)) / _CHARACTERS_PER_TOKEN
+
+    row = mean_tokens([record_text(e.inputs()) for e in rows]) + _TURN
+    label = mean_tokens([str(dict(e.labels())) for e in rows])
+    answer = 1.0 if plan.closed else label + (_RATIONALE if plan.writes_more else 0)
+    demo = row + (label if plan.closed else answer)
+    return _Sizes(row, mean_tokens([prompt_text(plan)]), min(spend.demo_tokens, len(rows) * demo), answer)
 
 
 def _usd(teacher: str, lines: tuple[Line, ...]) -> float | None:

@@ -191,10 +191,11 @@ def build_report(
     return {
         **report,
         "chosen": choice.system,
+        "chosen_because": choice.because,
         "out_of_fold": dict(choice.scores),
         "stages": context.run.stage_log,
         "cost": {
-            "usd": totals.usd,
+            "usd": None if totals.unpriced else totals.usd,
             "calls": totals.calls,
             "cached_calls": totals.cached_calls,
             "tokens_in": totals.tokens_in,

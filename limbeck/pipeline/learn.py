@@ -199,6 +199,8 @@ def fit_final(context: Context, name: str, recipe: Recipe, records: Sequence[Rec
     """Train the final student on all records and write its adapter into the run folder; return the payload."""
     done = fit(context.plan, recipe, records, progress=_watch(context, f"{name}: final fit"))
     save(done.result, context.run.path / ADAPTERS[name])
+    if done.too_long:
+        context.run.warn(f"too-long: {name} learned without {done.too_long} rows, longer than its context")
     result = done.result
     return {
         "files": [ADAPTERS[name]],
@@ -226,4 +228,5 @@ def fold_predictions(
         result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), rows)
         out.append(label_matrix(result, context.output, context.task.labels))
         context.run.reporter.step("student labels new rows", number + 1, len(adapters))
+        context.run.budget.check_time(context.run.ledger)
     return out

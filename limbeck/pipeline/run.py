@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +13,16 @@ import dspy
 
 from limbeck.compile.demos import draw_demos
 from limbeck.compile.label import gold_records
+from limbeck.compile.nearest import NearestDemos
+from limbeck.compile.optimizers import INSTRUCTING, KNNFewShot, built_in
 from limbeck.compile.split import make_split
+from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
-from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
+from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.curation import BLIND, KEPT, curate_stage
 from limbeck.pipeline.data import synthesize_stage, trusted_gold
 from limbeck.pipeline.judge import (
-    BASE,
     GOLD_ONLY,
     STUDENT,
     base_out_of_fold,
@@ -27,16 +30,13 @@ from limbeck.pipeline.judge import (
     choose,
     evaluate_systems,
 )
-from limbeck.pipeline.learn import FITS, Tuned, fit_final, fold_adapters, tune
+from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens
-from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, with_instructions
+from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, prompt_text
+from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
 from limbeck.records import Record, read_records
 from limbeck.report import write_report
 from limbeck.task import Task, check_context, load_task, task_from_labels
-
-# Tokens kept free for instructions, descriptions and the answer.
-_RESERVE = 256
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def run(
     if task is None:
         check(config)
         task = read_task(config)
+    check_task(config, task)
     with open_run(config, reporter or Silent()) as folder:
-        return _Way(_prepare(folder, task)).go(until)
+        context = _prepare(folder, task)
+        folder.keep_config()
+        return _Way(context).go(until)
 
 
 def _prepare(folder: RunFolder, task: Task) -> Context:
@@ -89,7 +92,9 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     limit = config.spend.test_rows if config.test_rows is None else config.test_rows
     teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
     student = _connect(folder, _for_transformers(config.student), None, "student")
-    task = _within_context(folder, task, student)
+    if config.reflection:
+        reflection(folder)  # a name or a key that is wrong is found before anything is spent
+    task = _within_context(folder, task, (student, config.spend.demos[-1]), (teacher, True))
     split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
         folder.warn(text)
@@ -104,6 +109,28 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     )
     models = (_weights(teacher), _weights(student))
     return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models)
+
+
+def check_task(config: RunConfig, task: Task) -> None:
+    """Raise `InputError` for options that do not fit the task, before anything is spent."""
+    known = built_in()
+    if config.optimizer and config.optimizer not in known:
+        raise InputError(f"unknown optimizer {config.optimizer!r}", valid=", ".join(known))
+    if not StudentPlan(config.student, None, task).closed:
+        return
+    if config.optimizer and config.optimizer not in INSTRUCTING:
+        raise InputError(
+            f"the optimizer {config.optimizer} changes demonstrations alone, and a task of labels draws its own for "
+            "every block of rows",
+            valid=", ".join(sorted(INSTRUCTING)),
+            hint="leave --optimizer out: prompts with and without demonstrations are compared anyway",
+        )
+    shares = label_shares(config.label_distribution)
+    if isinstance(shares, Mapping) and (unknown := sorted(set(shares) - set(task.labels))):
+        raise InputError(
+            f"--label-distribution names {', '.join(unknown[:5])}, which no labelled row has",
+            valid=", ".join(task.labels[:20]),
+        )
 
 
 def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> LM:
@@ -136,15 +163,24 @@ def _counter(student: LM) -> Callable[[str], int]:
     return len if engine is None else lambda text: engine.count_tokens((("user", text),))
 
 
-def _within_context(folder: RunFolder, task: Task, student: LM) -> Task:
-    """Return the task without rows that are longer than the student's context."""
-    engine: Any = getattr(student.backend, "engine", None)
-    if engine is None:
-        return task
-    checked = check_context(task, _counter(student), engine.context_tokens, reserve=_RESERVE)
-    for text in checked.warnings[len(task.warnings) :]:
-        folder.warn(text)
-    return checked
+def _within_context(folder: RunFolder, task: Task, *models: tuple[LM, bool]) -> Task:
+    """Return the task without rows that a model's context does not hold beside its prompt.
+
+    Models come with whether they are shown demonstrations; what a server's context holds is not known here.
+    """
+    for lm, shown in models:
+        engine: Any = getattr(lm.backend, "engine", None)
+        if engine is None:
+            continue
+        count = _counter(lm)
+        plan = StudentPlan(folder.config.student, CompactAdapter(), task)
+        reserve = count(prompt_text(plan)) + answer_tokens(plan, task.examples, count)
+        reserve += folder.config.spend.demo_tokens if shown else 0
+        seen = len(task.warnings)
+        task = check_context(task, count, engine.context_tokens, reserve=reserve)
+        for text in task.warnings[seen:]:
+            folder.warn(text)
+    return task
 
 
 class _Way:
@@ -184,6 +220,9 @@ class _Way:
             context.run.warn(text)
         task = context.task.with_descriptions(payload["descriptions"]) if context.closed else context.task
         self.program: dspy.Module = task.program.deepcopy()
+        if payload["prompt"] == KNNFewShot.name:
+            # Its demonstrations are retrieved row by row; a plain program of its file shows them all.
+            self.program = NearestDemos(self.program, context.split.train, k=KNNFewShot.k)
         cast(Any, self.program).load(str(context.run.path / "program.json"))
         if context.closed:
             task = with_instructions(task, self.program)
@@ -222,7 +261,9 @@ class _Way:
             log = {"records_in": len(records), "kept": recipe.summary(), "tried": list(tuned.tried)}
             return {**payload, "log": log}
 
-        return self._done(context.run.stage(f"finetune {name}", key, work, show=False), name)
+        payload = self._done(context.run.stage(f"finetune {name}", key, work, show=False), name)
+        self.hashes[ADAPTERS[name]] = payload["adapter_hash"]
+        return payload
 
     def synthesize(self, compiled: Mapping[str, Any]) -> None:
         """Label the pool and write new rows."""
@@ -275,14 +316,15 @@ class _Way:
         """Score every system on the test rows, choose what the run returns, write report.json."""
         context = self.context
         context.run.reporter.stage("evaluate")
+        started = time.monotonic()
         base = base_out_of_fold(context) if gold.scores else []
         choice = choose(gold, student, base, blind=context.closed)
         recipes = {GOLD_ONLY: gold.recipe, **({STUDENT: student.recipe} if student else {})}
         results = evaluate_systems(context, self.bare, self.program, recipes)
+        context.run.stage_log.append({"name": "evaluate", "seconds": round(time.monotonic() - started, 2)})
         report = build_report(context, results, choice, self.hashes)
-        # The verdict's own program where it is a student: a probe has no program, and a teacher costs money.
-        used = report["verdict"]["use"]
-        self._remember(used if used in {BASE, *recipes} else choice.system, recipes)
+        # Chosen out of fold: a program picked on test rows would have no honest score.
+        self._remember(choice.system, recipes)
         write_report(context.run.path, report)
         shutil.rmtree(context.run.path / FITS, ignore_errors=True)
         return report

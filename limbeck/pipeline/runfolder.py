@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -58,6 +61,11 @@ def _siblings(folder: Path) -> list[Path]:
     return [p for p in found if p.is_file()]
 
 
+def labels_copy(folder: Path, config: RunConfig) -> Path:
+    """Return where a run keeps its copy of the labels file."""
+    return folder / "data" / f"labels{Path(config.labels).suffix}"
+
+
 class RunFolder:
     """One run's folder, open for work.
 
@@ -69,19 +77,30 @@ class RunFolder:
     def __init__(self, config: RunConfig, reporter: Reporter) -> None:
         self.config, self.reporter = config, reporter
         self.path = config.folder
-        try:
+        with self._writing():
             (self.path / "data").mkdir(parents=True, exist_ok=True)
-            write_config(config, self.path / "run.toml")
+        self.ledger = Ledger(self.path / "ledger.sqlite", siblings=_siblings(self.path))
+        self.budget = Budget(max_usd=config.max_usd, max_tokens=config.max_tokens, max_minutes=config.max_minutes)
+        self.stage_log: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+
+    def keep_config(self) -> None:
+        """Write the configuration, once it is known to be sound, and copy the labels: `limbeck predict` reads them."""
+        with self._writing():
+            write_config(self.config, self.path / "run.toml")
+            if self.config.labels:
+                shutil.copyfile(self.config.labels, labels_copy(self.path, self.config))
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"cannot write to the run folder {self.path}: {error.strerror or error}",
                 valid="a folder on a disk with space that you may write to",
                 hint="limbeck run ... --out OTHER_FOLDER",
             ) from error
-        self.ledger = Ledger(self.path / "ledger.sqlite", siblings=_siblings(self.path))
-        self.budget = Budget(max_usd=config.max_usd, max_tokens=config.max_tokens, max_minutes=config.max_minutes)
-        self.stage_log: list[dict[str, Any]] = []
-        self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
         """Show a warning once and keep it for the report."""
@@ -103,11 +122,14 @@ class RunFolder:
         if payload is not None and self._contents(payload) == payload.get("contents"):
             if show:
                 self.reporter.stage(name, cached=True)
+            for text in payload.get("warnings", ()):
+                self.warn(text)
         else:
             if show:
                 self.reporter.stage(name)
-            started = time.monotonic()
+            started, warned = time.monotonic(), len(self.warnings)
             payload = dict(work())
+            payload["warnings"] = self.warnings[warned:]
             seconds = time.monotonic() - started
             payload["seconds"] = round(seconds, 2)
             payload["contents"] = self._contents(payload)
@@ -136,14 +158,20 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _is_full(error: Exception) -> bool:
+    """Return whether a disk or a quota is full; safetensors and pyarrow say it in exceptions of their own."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(os.strerror(n) in str(error) for n in numbers)
+
+
 @contextmanager
 def open_run(config: RunConfig, reporter: Reporter) -> Generator[RunFolder]:
     """Open a run folder for the time of a `with` block; a full disk becomes a clear error."""
     run = RunFolder(config, reporter)
     try:
         yield run
-    except OSError as error:
-        if error.errno == 28:
+    except Exception as error:
+        if _is_full(error):
             raise LimbeckError(
                 f"the disk is full: {run.path}",
                 valid="space for the run; what was finished is kept",

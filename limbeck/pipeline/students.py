@@ -16,7 +16,7 @@ from limbeck.engine import TorchEngine
 from limbeck.engine.loading import LoadedModel, load_model
 from limbeck.errors import StageEmpty
 from limbeck.evaluate import SystemResult, run_system
-from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, train
+from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, context_tokens, train
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
@@ -182,6 +182,21 @@ def answer_tokens(plan: StudentPlan, examples: Sequence[dspy.Example], count: Ca
     return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more else 0))
 
 
+def prompt_text(plan: StudentPlan) -> str:
+    """Return the longest prompt of the program's predictors without inputs and demonstrations, as one text."""
+    found = [
+        render(
+            predictor,
+            adapter=plan.adapter,
+            demos=(),
+            inputs=dict.fromkeys(predictor.signature.input_fields, ""),
+            outputs=dict.fromkeys(predictor.signature.output_fields, ""),
+        )
+        for predictor in cast(list[Any], plan.task.program.predictors())
+    ]
+    return max(("\n".join(text for _, text in one.messages) for one in found), key=len)
+
+
 def callers(model: str) -> int:
     """Return how many calls of a model wait at once."""
     return CALLERS if is_local(model) else _SERVER_CALLERS
@@ -194,10 +209,11 @@ def lm_of(loaded: LoadedModel, **options: Any) -> LM:
 
 @dataclass(frozen=True)
 class Fit:
-    """One finished fit: the trained model, and what it predicted at each look."""
+    """One finished fit: the trained model, what it predicted at each look, and the rows left out as too long."""
 
     result: TrainResult
     looks: tuple[SystemResult, ...]
+    too_long: int = 0
 
 
 def fit(
@@ -210,7 +226,9 @@ def fit(
 ) -> Fit:
     """Train one student on the records; predict `held_out` at `LOOKS` evenly spaced points of training."""
     loaded = load_model(plan.base)
-    rows = training_rows(plan, recipe, records, loaded.tokenizer)
+    given = training_rows(plan, recipe, records, loaded.tokenizer)
+    # Rows were measured before the prompt was compiled: descriptions and demonstrations have made it longer since.
+    rows = [row for row in given if row.length <= context_tokens(loaded)]
     if not rows:
         raise StageEmpty(
             "no training row: no record holds the program's whole answer",
@@ -229,7 +247,7 @@ def fit(
         return float(step <= last)
 
     result = train(loaded, rows, config, evaluate=look, eval_every=every, progress=progress)
-    return Fit(result, tuple(seen))
+    return Fit(result, tuple(seen), len(given) - len(rows))
 
 
 def predict(

@@ -16,10 +16,12 @@ import numpy as np
 
 from limbeck.compile.demos import draw_demos, row_length, with_demos
 from limbeck.compile.describe import induce_by_fold, induce_descriptions, is_opaque
-from limbeck.compile.optimize import Compiled, compile_program
-from limbeck.compile.optimizers import INSTRUCTING
-from limbeck.models import connect
+from limbeck.compile.optimize import UNCOMPILED, Compiled, compile_program
+from limbeck.compile.optimizers import INSTRUCTING, Optimizer, built_in, for_effort
+from limbeck.models import LM, connect
+from limbeck.models.kinds import is_local
 from limbeck.pipeline.context import Context
+from limbeck.pipeline.runfolder import RunFolder
 from limbeck.pipeline.students import Matrix, label_matrix, predict, usefulness
 from limbeck.task import Task
 
@@ -118,20 +120,15 @@ def compile_closed(context: Context) -> dict[str, Any]:
     the fixed default.
     """
     notes: list[str] = []
-    optimizer = context.config.optimizer
-    if optimizer:
-        compiled = _optimize(context)
+    wanted = _instructing(context)
+    if wanted:
+        compiled = _optimize(context, wanted)
         notes = list(compiled.notes)
         if compiled.kept:
             # Its instructions go on; demonstrations are drawn per block, so that no row is shown its own answer.
             context = replace(context, task=with_instructions(context.task, compiled.program))
-        else:
-            notes.append(f"{optimizer} did not beat the plain prompt on dev rows: it is not kept")
-        if compiled.kept and optimizer not in INSTRUCTING:
-            notes.append(
-                f"{optimizer} changes demonstrations alone, and a closed task draws its own for every block of rows: "
-                "mipro, gepa, simba or copro would change its instructions"
-            )
+        elif compiled.optimizer != UNCOMPILED:
+            notes.append(f"{compiled.optimizer} did not beat the plain prompt on dev rows: it is not kept")
     described, blind = _described(context)
     k = demo_budget(context.split.gold, context.spend.demo_tokens)
     both = Prompt("demonstrations and descriptions", described, k, blind)
@@ -169,25 +166,38 @@ def compile_closed(context: Context) -> dict[str, Any]:
     }
 
 
-def _optimize(context: Context) -> Compiled:
-    """Run the optimizer that the user named, or those of the effort level."""
+def _instructing(context: Context) -> Sequence[Optimizer]:
+    """Return the optimizers that may write instructions for a task of labels: the user's, or the effort level's.
+
+    Those that change demonstrations alone have no part here: each block of rows has its own.
+    """
+    if context.config.optimizer:
+        return (built_in()[context.config.optimizer],)
+    return [one for one in for_effort(context.config.effort, context.task) if one.name in INSTRUCTING]
+
+
+def reflection(run: RunFolder) -> LM | None:
+    """Return the model that writes instructions where the user named one; a server's is the teacher's server."""
+    name, api_base = run.config.reflection, run.config.api_base
+    if not name:
+        return None
+    return connect(name, api_base=None if is_local(name) else api_base or None, ledger=run.ledger, budget=run.budget)
+
+
+def _optimize(context: Context, optimizers: Sequence[Optimizer] = ()) -> Compiled:
+    """Run these optimizers, else the one that the user named, else those of the effort level."""
     config, run = context.config, context.run
-    reflection = (
-        connect(config.reflection, api_base=config.api_base or None, ledger=run.ledger, budget=run.budget)
-        if config.reflection
-        else None
-    )
     # One that writes instructions needs room for them; one that answers rows does not.
-    writes = config.optimizer in INSTRUCTING
+    writes = bool(optimizers) or config.optimizer in INSTRUCTING
     return compile_program(
         context.task,
         context.split,
         context.teacher if writes else context.answerer,
-        optimizer=config.optimizer or None,
+        optimizer=optimizers if optimizers and not config.optimizer else config.optimizer or None,
         effort=config.effort,
         seed=config.seed,
         adapter=context.plan.adapter,
-        reflection_lm=reflection,
+        reflection_lm=reflection(run),
         progress=lambda what, done, total: run.reporter.step(f"compiling: {what}", done, total),
     )
 

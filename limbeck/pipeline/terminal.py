@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from limbeck.errors import InputError
 from limbeck.pipeline.config import RunConfig, Stage
@@ -22,6 +24,8 @@ from limbeck.report import render_terminal
 
 # Seconds between two lines on one piece of work where there is no bar to draw.
 _SAY_EVERY = 60.0
+# The systems that `limbeck predict` can run.
+PREDICTS = ("student", "student_gold_only", "student_base", "teacher_compiled")
 # What a shell expects of a command that Ctrl-C ended.
 _INTERRUPTED = 130
 
@@ -33,13 +37,13 @@ class Live:
         self.console = console
         self.started = time.monotonic()
         self.progress = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(bar_width=10),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[detail]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -55,15 +59,19 @@ class Live:
     def stage(self, name: str, *, cached: bool = False) -> None:
         """A stage begins."""
         self._end_bar()
-        self.console.print(f"[dim]{self._clock()}[/] [bold]{name}[/]" + (" [dim](done before)[/]" if cached else ""))
+        self._say((f" {name}", "bold"), (" (done before)" if cached else "", "dim"))
 
     def note(self, text: str) -> None:
         """One line worth keeping."""
-        self.console.print(f"[dim]{self._clock()}[/]   {text}", highlight=False, soft_wrap=True)
+        self._say(f"   {text}")
 
     def warn(self, text: str) -> None:
         """One named warning."""
-        self.console.print(f"[dim]{self._clock()}[/]   [yellow]warning[/] {text}", highlight=False, soft_wrap=True)
+        self._say(("   warning ", "yellow"), text)
+
+    def _say(self, *parts: str | tuple[str, str]) -> None:
+        # Assembled, not marked up: the user's labels and a model's answers hold brackets.
+        self.console.print(Text.assemble((self._clock(), "dim"), *parts), soft_wrap=True)
 
     def step(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Draw `done` of `total`; where stderr is no terminal, a line a minute and one at each end."""
@@ -87,18 +95,18 @@ class Live:
 
 
 @contextmanager
-def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
-    """End on Ctrl-C or SIGTERM once the calls in flight are answered, at once on the second; say how to go on."""
+def _stoppable(kept: str, console: Console) -> Generator[None]:
+    """End on Ctrl-C or SIGTERM once the calls in flight are answered, at once on the second; say what is kept."""
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        _tell(console, text)
 
     asked: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
         asked.append(signum)
         if len(asked) > 1:
-            say(f"stopped at once; what is finished is kept. Go on with: limbeck run {config.out}")
+            say(f"stopped at once; {kept}")
             # Threads that wait for a model would hold up a clean exit; the ledger's file bears any end.
             os._exit(_INTERRUPTED)
         say("\nstopping: answers on their way are waited for and kept (Ctrl-C again: stop at once)")
@@ -110,7 +118,7 @@ def _stoppable(config: RunConfig, console: Console) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"stopped; what is finished is kept. Go on with: limbeck run {config.out}")
+        say(f"stopped; {kept}")
         raise SystemExit(_INTERRUPTED) from None
     finally:
         for number, handler in zip(caught, before, strict=True):
@@ -123,13 +131,28 @@ def run(config: RunConfig, *, until: Stage) -> None:
 
     console = Console(stderr=True)
     live = Live(console)
-    with _stoppable(config, console), live.progress:
+    name = "run" if until == "evaluate" else until
+    kept = f"what is finished is kept. Go on with: limbeck {name} {shlex.quote(config.out)}"
+    with _stoppable(kept, console), live.progress:
         outcome = run_stages(config, until=until, reporter=live)
     if outcome.report is None:
-        console.print(f"{until} is done. Go on with: limbeck run {config.out}", highlight=False, soft_wrap=True)
+        _tell(console, f"{until} is done. Go on with: limbeck run {shlex.quote(config.out)}")
         return
     Console().print(render_terminal(outcome.report))
-    console.print(f"predict with it: limbeck predict {config.out} ROWS.jsonl", highlight=False, soft_wrap=True)
+    _tell(console, _next_command(config, outcome.report))
+
+
+def _next_command(config: RunConfig, report: Mapping[str, Any]) -> str:
+    """Return how to predict: by default what was chosen out of fold, which test rows may have spoken against."""
+    command = f"limbeck predict {shlex.quote(config.out)} ROWS.jsonl"
+    used, chosen = report["verdict"]["use"], report["chosen"]
+    if used == chosen or used not in PREDICTS:
+        return f"predict with {chosen}: {command}"
+    return f"predict with {used}: {command} --system {used} (without --system: {chosen}, chosen out of fold)"
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def forecast(config: RunConfig) -> None:
@@ -147,24 +170,35 @@ def predict(folder: Path, rows: Path, out: Path | None, system: str, probabiliti
 
     if out is not None and out.suffix not in {".jsonl", ".csv"}:
         raise InputError(f"cannot write {out.suffix or 'a file without an ending'}", valid=".jsonl or .csv")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent}", valid="a folder", hint=f"mkdir -p {out.parent}")
     given = read_rows(rows)
     console = Console(stderr=True)
     live = Live(console)
     deployed = load_run(folder, system)
-    console.print(f"{len(given)} rows with {deployed.system} of {folder}", highlight=False, soft_wrap=True)
-    with live.progress:
-        found = deployed.predict(
-            given,
-            probabilities=probabilities,
-            progress=lambda done, total: live.step("predicting", done, total),
+    _tell(console, f"{len(given)} rows with {deployed.system} of {folder}")
+    with _stoppable("nothing was written", console), live.progress:
+        found = list(
+            deployed.predict(
+                given,
+                probabilities=probabilities,
+                progress=lambda done, total: live.step("predicting", done, total),
+            )
         )
+    if given and (taken := [name for name in found[0] if name in given[0]]):
+        _tell(console, f"the predictions take the place of the rows' own {', '.join(taken)}")
     _write([{**row, **values} for row, values in zip(given, found, strict=True)], out)
+    failed = [values["error"] for values in found if "error" in values]
+    if failed:
+        _tell(console, f"{len(failed)} of {len(found)} rows have no answer; the first: {failed[0]}")
+    if found and len(failed) == len(found):
+        raise SystemExit(1)
 
 
 def _write(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
     if out is not None and out.suffix == ".csv":
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with out.open("w", encoding="utf-8", newline="") as file:
+        with _whole(out) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
@@ -172,8 +206,20 @@ def _write(rows: Sequence[dict[str, Any]], out: Path | None) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     if out is None:
         sys.stdout.write(text)
-    else:
-        out.write_text(text, encoding="utf-8")
+        return
+    with _whole(out) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _whole(out: Path) -> Generator[Path]:
+    """Yield a file beside `out` that takes its place once it is written whole."""
+    part = out.with_name(out.name + ".part")
+    try:
+        yield part
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> Any:

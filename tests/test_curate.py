@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -80,6 +80,12 @@ def test_of_two_copies_the_first_survivor_stays() -> None:
     done = judged(bad, row(GOOD), row(GOOD.upper()), p=[[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     assert [r.reason for r in done.rejected] == ["disagrees", "duplicate"]
     assert [r.inputs["text"] for r in done.kept] == [GOOD]
+
+
+def test_verifiers_judge_the_label_that_is_kept() -> None:
+    people = [OfType("label", Literal["HUM"])]
+    done = judged(row(GOOD), p=[[0.35, 0.65]], config=CurateConfig(intended_share=0.0), verifiers=people)
+    assert [r.reason for r in done.rejected] == ["verifier:label has its type"]
 
 
 def test_agreement_gives_a_soft_target_between_the_two_opinions() -> None:

@@ -98,6 +98,15 @@ def test_messy_csv_is_read(tmp_path: Path):
     assert table.where(1).endswith("messy.csv, line 5")
 
 
+def test_a_line_that_names_the_delimiter_is_no_header(tmp_path: Path):
+    path = tmp_path / "excel.csv"
+    path.write_text("sep=;\r\ntext;label\r\nhi, you;a\r\n", encoding="utf-8")
+    table = read_table(path)
+    assert table.columns == ("text", "label")
+    assert table.rows[0]["text"] == "hi, you"
+    assert table.where(0).endswith("line 3")
+
+
 def test_a_saved_row_index_without_a_name_is_dropped(tmp_path: Path):
     assert read_rows(write(tmp_path, "a.csv", ",text,label\n0,a,x\n1,b,y\n")) == [
         {"text": "a", "label": "x"},

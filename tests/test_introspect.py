@@ -81,7 +81,9 @@ def test_values_outside_a_closed_set_are_named():
 @pytest.mark.parametrize(
     ("annotation", "kind"),
     [(int, "number"), (str, "short_answer"), (None, "short_answer"), (list[str], "extraction"),
-     (Literal["a", "b"], "classification"), (bool, "classification"), (Topic, "classification")],
+     (Literal["a", "b"], "classification"), (bool, "classification"), (Topic, "classification"),
+     (str | None, "short_answer"), (Any, "short_answer"), (Literal["a", "b"] | None, "classification"),
+     (int | float, "number"), (list[str] | None, "extraction")],
 )  # fmt: skip
 def test_kinds_follow_types(annotation: Any, kind: str):
     assert kind_of(annotation) == kind

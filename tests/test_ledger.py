@@ -48,7 +48,7 @@ def test_totals_add_up_over_processes_and_count_a_key_once(tmp_path: Path):
         ledger.put_call("b", replace(ROW, metered=True, usd=None))
         ledger.get_call("b")
         assert ledger.totals() == Totals(0.5, 2, 1, 6, 4, unpriced=1)
-        assert ledger.totals(metered=True) == Totals(0.0, 1, 0, 3, 2)
+        assert ledger.totals(metered=True) == Totals(0.0, 1, 0, 3, 2, unpriced=1)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

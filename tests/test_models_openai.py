@@ -277,6 +277,29 @@ def test_votes_stand_in_where_there_are_no_logprobs(tmp_path: Path):
     assert 0 < scores.probabilities["ham"] < 1
 
 
+def test_what_a_search_for_probabilities_cost_is_in_the_ledger(tmp_path: Path):
+    reply = answer("none", top={"none": -0.1})
+    with serve(lambda body, n: reply) as server, Ledger(tmp_path / "l") as ledger:
+        for _ in range(2):
+            with pytest.raises(ScoresUnavailable):
+                lm_at(server.url, ledger=ledger).score(ASK, candidates=("alpha", "beta"))
+        assert len(server.bodies) == 2, "the second time the ledger answers"
+        assert ledger.totals().tokens_in == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
+        (400, "the request exceeds the available context size. try increasing the context size"),
+        (400, "The decoder prompt (length 9000) is longer than the maximum model length of 4096"),
+    ],
+)
+def test_other_servers_words_for_a_long_prompt_are_known(status: int, message: str):
+    with serve(lambda body, n: error(status, message)) as server, pytest.raises(PromptTooLong):
+        lm_at(server.url)("Hello")
+
+
 def test_votes_that_name_no_label_are_no_probabilities():
     with serve(lambda body, n: answer("dunno")) as server:
         lm = lm_at(server.url, name="groq/m")

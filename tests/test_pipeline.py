@@ -20,6 +20,7 @@ from tiny_run import SMALL, write_rows
 from limbeck.errors import BudgetExceeded, InputError
 from limbeck.pipeline.config import EFFORTS, RunConfig, check, read_config, write_config
 from limbeck.pipeline.deploy import load_run
+from limbeck.pipeline.forecast import forecast
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
@@ -120,6 +121,8 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     assert {one["demos"] for one in tuned["tried"]} == {False, True}
 
     folder = config.folder
+    # Demonstrations are counted into every prompt; where the plain prompt wins, it is less.
+    assert 0.7 < forecast(config).total.tokens_in / _teacher_tokens(folder) < 4.0
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert stored["systems"].keys() == systems.keys()
     test = {json.loads(line)["message"] for line in Path(config.test).read_text(encoding="utf-8").splitlines()}
@@ -138,10 +141,18 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     assert second["systems"]["teacher"]["score"] == systems["teacher"]["score"]
     assert ("compile", True) in again.stages
 
+    # The folder is enough: the files that the run began with may be gone.
+    Path(config.labels).unlink()
     deployed = load_run(folder, "student")
+    assert deployed.task.fingerprint
     (answer,) = deployed.predict([{"message": "Bus number 7 is late at the harbour"}], probabilities=True)
     assert answer["label"] in {"traffic", "weather"}
     assert sum(answer["label_probabilities"].values()) == pytest.approx(1.0)
+
+
+def _teacher_tokens(folder: Path) -> int:
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        return int(ledger.execute("select sum(tokens_in) from calls where role = 'teacher'").fetchone()[0])
 
 
 def _calls(folder: Path) -> int:
@@ -182,14 +193,32 @@ def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, e
     _, shown = process.communicate(timeout=120)
     assert process.returncode in (0, 130), shown
     if process.returncode == 130:
-        assert f"limbeck run {config.out}" in shown
+        assert f"limbeck compile {config.out}" in shown
         assert "Traceback" not in shown
     before = _calls(config.folder)
     done = subprocess.run([sys.executable, "-m", "limbeck.cli", "compile", config.out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with sqlite3.connect(ledger) as connection:
-        keys = [row[0] for row in connection.execute("select key from calls")]
-    assert len(keys) == len(set(keys)) >= before
+    assert _calls(config.folder) >= before
+
+
+def test_an_interrupted_run_asks_a_server_nothing_twice(config: RunConfig) -> None:
+    with serve(lambda body, n: replace(answer("traffic"), wait=0.2)) as server:
+        options = ["--labels", config.labels, "--output", "label", "--teacher", "openai/gpt-5-mini"]
+        options += ["--api-base", server.url, "--out", config.out]
+        environment = {**os.environ, "OPENAI_API_KEY": "sk-test"}
+        command = [sys.executable, "-m", "limbeck.cli", "compile"]
+        process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        while process.poll() is None and len(server.bodies) < 3:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+        assert process.returncode == 130, shown
+        asked = len(server.bodies)
+        done = subprocess.run([*command, config.out], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        sent = [json.dumps(body, sort_keys=True) for body in server.bodies]
+    assert 3 <= asked < len(sent)
+    assert len(sent) == len(set(sent))
 
 
 def test_a_second_interrupt_does_not_wait_for_a_slow_server(config: RunConfig) -> None:
@@ -208,7 +237,7 @@ def test_a_second_interrupt_does_not_wait_for_a_slow_server(config: RunConfig) -
         process.send_signal(signal.SIGINT)
         shown += process.communicate(timeout=30)[1]
     assert process.returncode == 130, shown
-    assert f"limbeck run {config.out}" in shown
+    assert f"limbeck compile {config.out}" in shown
     assert "Traceback" not in shown
 
 
@@ -231,8 +260,6 @@ def test_a_spent_budget_stops_before_the_next_call(config: RunConfig, embedded: 
 
 
 def test_dry_run_calls_nothing(config: RunConfig) -> None:
-    from limbeck.pipeline.forecast import forecast
-
     plan = forecast(config)
     assert plan.total.calls > 0
     assert plan.usd == 0.0
@@ -256,6 +283,8 @@ def test_configuration_survives_its_file(config: RunConfig) -> None:
         ({"student": "openai/gpt-5-mini"}, "cannot be trained"),
         ({"label_distribution": "even"}, "--label-distribution"),
         ({"label_distribution": '{"traffic": -1}'}, "--label-distribution"),
+        ({"max_usd": float("nan")}, "--max-usd"),
+        ({"seed": -1}, "--seed"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(config: RunConfig, changes: dict[str, Any], said: str) -> None:

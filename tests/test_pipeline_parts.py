@@ -7,21 +7,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_run import write_rows
 
 from limbeck.comparison import SystemResult
-from limbeck.errors import BudgetExceeded, LimbeckError
+from limbeck.errors import BudgetExceeded, InputError, LimbeckError, ModelError
 from limbeck.ledger import Ledger
 from limbeck.models import Budget
-from limbeck.pipeline.config import RunConfig
+from limbeck.pipeline import runfolder
+from limbeck.pipeline.config import RunConfig, check, read_config, write_config
 from limbeck.pipeline.judge import choose
 from limbeck.pipeline.learn import Tuned, _ended  # pyright: ignore[reportPrivateUsage]
-from limbeck.pipeline.runfolder import Silent, open_run
+from limbeck.pipeline.run import check_task
+from limbeck.pipeline.run import run as run_stages
+from limbeck.pipeline.runfolder import RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, label_matrix
+from limbeck.task import task_from_labels
 
 
 def _tuned(scores: list[float]) -> Tuned:
@@ -72,6 +78,75 @@ def test_a_stage_is_done_again_where_its_file_is_another_stages_by_now(tmp_path:
             run.stage("compile", [text], work(run.path, text))
             assert (run.path / "program.json").read_text() == text
     assert made == ["seed 0", "seed 1", "seed 0"]
+
+
+def test_a_finished_stage_repeats_its_warnings(tmp_path: Path) -> None:
+    config = RunConfig(out=str(tmp_path / "run"), labels="x", output=("y",))
+    for _ in range(2):
+        with open_run(config, Silent()) as run:
+
+            def work(run: RunFolder = run) -> dict[str, Any]:
+                run.warn("curation kept no row")
+                return {}
+
+            run.stage("curate", 1, work)
+            assert run.warnings == ["curation kept no row"]
+
+
+def test_a_run_that_cannot_begin_leaves_an_earlier_configuration_alone(tmp_path: Path) -> None:
+    rows = [{"text": f"{word} {n}", "label": word} for word in ("plum", "fig") for n in range(4)]
+    config = RunConfig(
+        out=str(tmp_path / "run"), labels=write_rows(tmp_path / "l.jsonl", rows), output=("label",), teacher="nosuch"
+    )
+    config.folder.mkdir()
+    write_config(replace(config, teacher="embedded"), config.folder / "run.toml")
+    with pytest.raises(ModelError, match="nosuch"):
+        run_stages(config)
+    assert read_config(config.folder).teacher == "embedded"
+
+
+def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("teacher = ", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+def test_files_count_by_what_they_hold(tmp_path: Path) -> None:
+    config = RunConfig(out="a", labels="here/labels.csv", output=("y",), test="here/test.csv", seed=1)
+    moved = replace(config, out="b", labels="there/labels.csv", test="there/test.csv", test_rows=7, max_usd=1.0)
+    assert moved.identity() == config.identity()
+    assert not moved.same_run(config)
+    assert replace(config, seed=2).identity() != config.identity()
+    cut = replace(config, test="")
+    assert replace(cut, test_rows=7).identity() != cut.identity()
+
+
+@pytest.mark.parametrize("address", ["http://me:word@host/v1", "http://host/v1?key=1"])
+def test_an_address_with_a_secret_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="api-base"):
+        check(RunConfig(out="a", labels="x", output=("y",), api_base=address))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": "nosuch"}, "unknown optimizer"),
+        ({"optimizer": "bootstrap"}, "demonstrations alone"),
+        ({"label_distribution": '{"pear": 1.0}'}, "pear"),
+    ],
+)
+def test_options_that_do_not_fit_the_task_cost_nothing(changes: dict[str, Any], said: str) -> None:
+    rows = [{"text": f"{word} {n}", "label": word} for word in ("plum", "fig") for n in range(4)]
+    task = task_from_labels(rows, output="label")
+    with pytest.raises(InputError, match=said):
+        check_task(RunConfig(out="a", labels="x", output=("label",), **changes), task)
+
+
+def test_a_full_disk_is_known_by_any_librarys_words() -> None:
+    full = runfolder._is_full  # pyright: ignore[reportPrivateUsage]
+    assert full(RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"))
+    assert full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert not full(ValueError("no room"))
 
 
 def test_minutes_hold_for_work_without_calls(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_test_and_pool_rows_that_are_known_are_dropped():
     assert names(data) == ["id-column", "test-overlap", "unlabeled-overlap", "duplicate-rows"]
 
 
+def test_test_rows_that_contradict_each_other_are_named_and_stay():
+    test = [{"text": "new", "label": "a"}, {"text": "New ", "label": "b"}, {"text": "other", "label": "a"}]
+    data = prepare(ROWS, output="label", test=test)
+    assert data.test is not None
+    assert len(data.test) == 3
+    (warning,) = [w for w in data.warnings if w.startswith("contradictory-test-rows")]
+    assert "2 of 3" in warning
+
+
 def test_a_column_that_gives_the_output_away_is_named():
     rows = [{"text": f"m {i}", "intent": f"in_{i % 4}", "domain": "ab"[i % 2]} for i in range(12)]
     data = prepare(rows, output="domain")

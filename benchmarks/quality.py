@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.stats import t  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
 Row = dict[str, Any]
 
 
@@ -126,6 +128,15 @@ def table(tasks: Path) -> None:
             shared = [system for system in runs[0] if all(system in run for run in runs)]
             means = [f"{s} {mean(r[s] for r in runs):.3f} ± {stdev(r[s] for r in runs):.3f}" for s in shared]
             print(f"{name}, mean and deviation of {len(runs)} seeds: " + "; ".join(means))
+            gaps = [f"{s} {_interval([r['student'] - r[s] for r in runs])}" for s in shared if s != "student"]
+            print(f"{name}, student minus it, points, mean and 95% t interval over seeds: " + "; ".join(gaps))
+
+
+def _interval(gaps: list[float]) -> str:
+    """Return the mean of a few seeds' differences with Student's interval, in points."""
+    half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
+    low, high = mean(gaps) - half, mean(gaps) + half
+    return f"{100 * mean(gaps):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def main() -> None:

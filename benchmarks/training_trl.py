@@ -66,7 +66,8 @@ def main() -> None:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32),
             processing_class=AutoTokenizer.from_pretrained(model_name),
-            # Defaults but for what the task fixes: shape, rate, number of steps, a log line a step.
+            # Defaults but for what the task fixes: shape, rate, number of steps, a log line a step,
+            # and fp32, as TRL's own choice of bf16 asks for a GPU.
             args=SFTConfig(
                 output_dir=folder,
                 per_device_train_batch_size=int(batch),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
@@ -174,19 +175,26 @@ def output_column(
 
 
 def _refuse_lookalikes(column: str, values: Iterable[Any]) -> None:
-    """Raise `InputError` for labels that differ only in case or blanks: merging them could be wrong."""
+    """Raise `InputError` for labels that look alike ("1" and "1.0" as well): merging them could be wrong."""
     seen: dict[str, str] = {}
     pairs: list[str] = []
     for raw in dict.fromkeys(v if isinstance(v, str) else as_label(v) for v in values):
-        other = seen.setdefault("".join(raw.split()).casefold(), raw)
+        other = seen.setdefault(_looks(raw), raw)
         if other != raw:
             pairs.append(f"{other!r} and {raw!r}")
     if pairs:
         raise InputError(
-            f"labels in column {column!r} differ only in case or blanks: {'; '.join(pairs[:5])}",
+            f"labels in column {column!r} differ only in case, blanks or how they are encoded: {'; '.join(pairs[:5])}",
             valid="one spelling for every label",
             hint="write each label one way in every file, then run again",
         )
+
+
+def _looks(label: str) -> str:
+    """Return what a person sees of a label: no case, no blanks, no invisible characters, numbers by their value."""
+    seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
+    number = parse_number(seen)
+    return "".join(seen.split()).casefold() if number is None else repr(float(number))
 
 
 def check_test_labels(column: OutputColumn, values: Sequence[Any], source: str) -> None:

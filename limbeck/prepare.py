@@ -164,6 +164,11 @@ def _notes_on_columns(
         values = [row.outputs[column.name] for row in rows]
         if column.labels:
             notes += rare_classes(values)
+        elif column.kind == "number" and 2 * len(set(values)) <= len(values) and all(v == int(v) for v in values):
+            notes.append(
+                f"whole-numbers: {column.column!r} holds {len(set(values))} different whole numbers and is predicted "
+                "as a number; if these are classes, add --kind classification"
+            )
         elif column.kind == "short_answer" and len(set(values)) == len(values):
             notes.append(
                 f"all-different: every value of {column.column!r} is different, so it is an open answer; "

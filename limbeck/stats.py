@@ -64,7 +64,8 @@ def mean_ci(scores: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLE
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, *, resamples: int = RESAMPLES) -> Paired:
     """Compare two systems on the same rows.
 
-    The interval is the percentile bootstrap of the mean difference. The p value is McNemar's where all scores
+    The interval is the percentile bootstrap of the mean difference, 3/n to either side where all rows differ
+    alike. The p value is McNemar's where all scores
     are 0 or 1, else that of the sign-flip test, its generalisation: both hold at any number of rows, while a
     bootstrap p value is far too small on few. Raises ValueError on unequal or empty sequences.
 
@@ -75,7 +76,12 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, *, r
     if len(left) != len(right):
         raise ValueError(f"paired scores need the same rows, got {len(left)} and {len(right)}")
     differences = left - right
-    low, high = np.quantile(_resampled_means(differences, seed, resamples), [_TAIL, 1 - _TAIL])
+    if np.ptp(differences) == 0.0:
+        # Rows that all agree would give an interval of no width: the rule of three (Hanley and Lippman-Hand 1983).
+        half = min(1.0, 3.0 / len(differences))
+        low, high = differences[0] - half, differences[0] + half
+    else:
+        low, high = np.quantile(_resampled_means(differences, seed, resamples), [_TAIL, 1 - _TAIL])
     binary = bool(np.isin(left, (0.0, 1.0)).all() and np.isin(right, (0.0, 1.0)).all())
     p = mcnemar(a, b) if binary else _sign_flip(differences, seed, resamples)
     return Paired(float(differences.mean()), (float(low), float(high)), p, "mcnemar" if binary else "sign-flip")

@@ -96,6 +96,7 @@ class Task:
         closed = closed_outputs(program, outputs)
         check_closed([*examples, *(test or ())], closed)
         held, pool, warnings = _unseen(examples, test, unlabeled, inputs)
+        warnings = (*warnings, *_repeated(examples, inputs))
         label_field = next(iter(closed)) if len(closed) == 1 else ""
         kinds: dict[str, Kind] = {f: kind_of(output_annotation(program, f)) for f in outputs}
         fitted = default_metric(kinds) if metric is None else None
@@ -185,6 +186,12 @@ class Task:
                 "fields": [self.input_fields, self.output_fields],
             }
         )
+
+
+def _repeated(examples: Sequence[dspy.Example], fields: Sequence[str]) -> list[str]:
+    """Return a warning if examples repeat each other's inputs: a copy may be held out while its like is learned."""
+    again = len(examples) - len({input_key({f: e[f] for f in fields}) for e in examples})
+    return [f"duplicate-rows: {counted(again, 'example')} with the inputs of an earlier one"] if again else []
 
 
 def _unseen(

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import dspy
 import pytest
+import torch
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from limbeck.engine import LoadedModel
@@ -102,6 +103,14 @@ def test_the_student_learns_and_the_base_stays_as_it_was(tiny_name: str, provide
     assert [student(text=text).label for text in TEXTS] == list(TEXTS.values())
     student.set_lm(lm)
     assert [student(text=text).label for text in TEXTS] == before != list(TEXTS.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_student_trains_and_answers_on_the_gpu(tiny_name: str, provider: LoRAProvider) -> None:
+    lm = finetuned(connect(tiny_name, provider=provider))
+    assert lm("free", max_tokens=4) is not None
+    assert cast(StudentBackend, lm.backend).load().engine.loaded.device.type == "cuda"
 
 
 def test_kill_frees_the_student_and_the_next_call_or_launch_loads_it(tiny_name: str, provider: LoRAProvider) -> None:

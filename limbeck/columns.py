@@ -170,7 +170,11 @@ def output_column(
     if chosen != "classification":
         return OutputColumn(column, field, chosen)
     _refuse_lookalikes(column, values)
-    native = {as_label(v): v for v in values}
+    native: dict[str, Any] = {}
+    for value in values:
+        label = as_label(value)
+        if label not in native or value == label:
+            native[label] = value
     return OutputColumn(column, field, chosen, tuple(sorted(native)), native)
 
 
@@ -178,7 +182,7 @@ def _refuse_lookalikes(column: str, values: Iterable[Any]) -> None:
     """Raise `InputError` for labels that look alike ("1" and "1.0" as well): merging them could be wrong."""
     seen: dict[str, str] = {}
     pairs: list[str] = []
-    for raw in dict.fromkeys(v if isinstance(v, str) else as_label(v) for v in values):
+    for raw in dict.fromkeys(map(as_label, values)):
         other = seen.setdefault(_looks(raw), raw)
         if other != raw:
             pairs.append(f"{other!r} and {raw!r}")

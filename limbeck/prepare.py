@@ -163,7 +163,7 @@ def _notes_on_columns(
     for column in columns:
         values = [row.outputs[column.name] for row in rows]
         if column.labels:
-            notes += rare_classes(values)
+            notes += [*_trimmed(column, table), *rare_classes(values)]
         elif column.kind == "number" and 2 * len(set(values)) <= len(values) and all(v == int(v) for v in values):
             notes.append(
                 f"whole-numbers: {column.column!r} holds {len(set(values))} different whole numbers and is predicted "
@@ -180,6 +180,16 @@ def _notes_on_columns(
         if given is None and column.labels:
             notes += _leaks(column, table, chosen)
     return notes
+
+
+def _trimmed(column: OutputColumn, table: Table) -> list[str]:
+    """Return a warning if labels come with blanks that others of the same class have not."""
+    raw = {v for row in table.rows if isinstance(v := row[column.column], str) and not is_blank(v)}
+    odd = sorted(v for v in raw if v != as_label(v) and as_label(v) in raw)
+    if not odd:
+        return []
+    shown = ", ".join(map(repr, odd[:5]))
+    return [f"labels-trimmed: in {column.column!r} blanks at the ends or doubled do not count: {shown}"]
 
 
 def _leaks(column: OutputColumn, table: Table, chosen: Sequence[str]) -> list[str]:

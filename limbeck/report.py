@@ -231,19 +231,16 @@ def render_runs(found: Sequence[Mapping[str, Any]], console: Console | None = No
 
 
 def _runs_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("run", "state", "score [95%]", "untouched", "USD")
-    for heading in ("use", "student"):
-        table.add_column(heading)
+    table = _table("run", "distilled [95%]", "untouched", "USD")
+    table.add_column("use", overflow="fold")
     for run in found:
         base, usd = run.get("base"), run.get("usd")
         cells = [
             run["name"],
-            run["state"],
-            _score(run) if run.get("score") is not None else "",
+            _score(run) if run.get("score") is not None else "" if run["state"] == "finished" else run["state"],
             "" if base is None else f"{base:.3f}",
-            "" if usd is None else _usd(usd),
+            _usd(usd) if run["state"] == "finished" else "",
             run.get("use", ""),
-            run["student"],
         ]
         table.add_row(*(Text(cell) for cell in cells))
     return table

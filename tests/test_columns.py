@@ -111,8 +111,22 @@ def test_one_value_is_no_task():
     assert "another class" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("1", "1.0"), ("caf\u00e9", "cafe\u0301"), ("news", "ne\u200bws"), ("A", "a")]
+)
+def test_labels_that_look_alike_are_refused(one: str, other: str):
+    with pytest.raises(InputError, match="differ only in case"):
+        output_column("label", "label", [one, other, "else", "else"], [], "classification")
+
+
+def test_blanks_at_the_ends_do_not_count():
+    column = output_column("label", "label", ["news ", "news", " sports", "sports"], [], None)
+    assert column.labels == ("news", "sports")
+    assert dict(column.native) == {"news": "news", "sports": "sports"}
+
+
 def test_labels_that_differ_in_case_or_blanks_are_named():
-    with pytest.raises(InputError, match="'Sports' and 'sports'; 'new s' and 'news '"):
+    with pytest.raises(InputError, match="'Sports' and 'sports'; 'new s' and 'news'"):
         output_column("label", "label", ["Sports", "sports", "new s", "news "] * 3, [], None)
 
 

@@ -90,6 +90,21 @@ def test_a_column_that_gives_the_output_away_is_named():
     assert "gives-away" not in names(prepare(rows, output="domain", inputs=["text", "intent"]))
 
 
+def test_labels_with_blanks_are_read_without_and_named():
+    rows = [{"text": f"message {n}", "label": ("a", "b", "a ")[n % 3]} for n in range(12)]
+    data = prepare(rows, output="label")
+    assert data.outputs[0].labels == ("a", "b")
+    (warning,) = [w for w in data.warnings if w.startswith("labels-trimmed")]
+    assert "'a '" in warning
+
+
+def test_whole_numbers_that_could_be_classes_are_named():
+    rows = [{"text": f"message {n}", "label": n % 15} for n in range(60)]
+    data = prepare(rows, output="label")
+    assert data.outputs[0].kind == "number"
+    assert any(w.startswith("whole-numbers: 'label' holds 15") for w in data.warnings)
+
+
 def test_different_answers_that_could_be_classes_are_named():
     rows = [{"q": f"capital {i}", "a": a} for i, a in enumerate(["Paris", "Rome", "Oslo", "Bern"])]
     data = prepare(rows, output="a")

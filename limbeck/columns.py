@@ -22,6 +22,8 @@ from limbeck.metrics import Kind, is_number, parse_number
 KINDS: tuple[Kind, ...] = tuple(k for k in get_args(Kind) if k != "program")
 MAX_LABEL_CHARACTERS = 80
 _IDENTIFIER = re.compile(r"\S*[^\W_][_/.:-][^\W_]\S*|[A-Z][A-Z0-9]{1,9}")
+# "Ticket ID", "row_id", "orderId"; not "paid".
+_ENDS_IN_ID = re.compile(r"(?:^|[\W_])[Ii][Dd]$|(?<=[a-z])I[Dd]$")
 _ID_NAMES = {"id", "_id", "uid", "uuid", "guid", "index", "idx", "row_id", "example_id", "unnamed: 0"}
 # Names that are methods or arguments in DSPy or pydantic: a field of that name shadows them.
 _CALL_ARGUMENTS = {"lm", "demos", "config", "new_signature", "prediction", "base", "trace"}
@@ -89,7 +91,8 @@ def field_names(columns: Iterable[str]) -> dict[str, str]:
 
 def looks_like_id(column: str, values: Sequence[Any]) -> bool:
     """Return whether the column only names its rows: an id's name and no value twice."""
-    return column.strip().casefold() in _ID_NAMES and len({str(v) for v in values}) == len(values)
+    named = column.strip().casefold() in _ID_NAMES or _ENDS_IN_ID.search(column.strip()) is not None
+    return named and len({str(v) for v in values}) == len(values)
 
 
 def is_blank(value: Any) -> bool:

@@ -85,6 +85,8 @@ def test_ids_are_recognised_by_name_and_by_never_repeating():
     assert looks_like_id("ID", [1, 2, 3])
     assert not looks_like_id("id", [1, 1, 2])
     assert not looks_like_id("text", ["a", "b"])
+    assert all(looks_like_id(name, [1, 2]) for name in ("Ticket ID", "ticket_id", "orderId", "order-ID"))
+    assert not any(looks_like_id(name, [1, 2]) for name in ("paid", "PAID", "Madrid", "ids"))
 
 
 def test_field_names_are_kept_where_they_can_be():

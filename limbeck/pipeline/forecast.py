@@ -45,10 +45,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The stages' lines, and dollars where the teacher's price is known."""
+    """The stages' lines, dollars where the teacher's price is known, and what the rows give cause to warn of."""
 
     lines: tuple[Line, ...]
     usd: float | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def total(self) -> Line:
@@ -131,14 +132,14 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     lines = (
         line("compile", [bare, shown]),
-        line("learn from the labels alone", [replace(shown, count=checked)], tuned),
+        line("labels alone", [replace(shown, count=checked)], tuned),
         line(
             "synthesize", [replace(shown, count=answers), _Calls(texts, 0, _WRITING, _TEXTS_PER_CALL * size.row, texts)]
         ),
         line("finetune", [], distilled),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
-    return Forecast(lines, _usd(config.teacher, lines))
+    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes))
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,10 @@ def forecast(config: RunConfig) -> None:
     from limbeck.pipeline.forecast import forecast as plan
     from limbeck.pipeline.forecast import render
 
-    Console().print(render(plan(config)))
+    found, live = plan(config), Live(Console(stderr=True))
+    for text in found.warnings:
+        live.warn(text)
+    Console().print(render(found))
 
 
 def predict(folder: Path, rows: Path, out: Path | None, system: str, probabilities: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -115,7 +116,9 @@ def _input_columns(
             valid="at least one column that holds what the model reads",
             hint=f"add a column to {table.source}, or name one with --input",
         )
-    warnings = [f"id-column: {c!r} names the rows and is not an input; --input {c} makes it one" for c in ids]
+    warnings = [
+        f"id-column: {c!r} names the rows and is not an input; --input {shlex.quote(c)} makes it one" for c in ids
+    ]
     if absent := [c for c in chosen if c not in shared]:
         where = ", ".join(dict.fromkeys(o.source for o in others if any(c not in o.columns for c in absent)))
         warnings.append(f"columns-left-out: {', '.join(absent)} not in {where}, so not an input")
@@ -202,7 +205,7 @@ def _leaks(column: OutputColumn, table: Table, chosen: Sequence[str]) -> list[st
         for row in table.rows:
             seen.setdefault(as_label(row[name]), set()).add(as_label(row[column.column]))
         if all(len(labels) == 1 for labels in seen.values()) and _like_labels(name, table):
-            others = " ".join("--input " + c for c in chosen if c != name)
+            others = " ".join("--input " + shlex.quote(c) for c in chosen if c != name)
             notes.append(
                 f"gives-away: every value of {name!r} goes with one {column.column!r}; if it is not known "
                 f"at prediction time, leave it out with {others}"

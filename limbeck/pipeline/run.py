@@ -36,7 +36,8 @@ from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, prompt
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
 from limbeck.records import Record, read_records
 from limbeck.report import write_report
-from limbeck.task import Task, check_context, load_task, task_from_labels
+from limbeck.task import Task, check_context, task_from_labels
+from limbeck.taskfile import load_task
 
 
 @dataclass(frozen=True)

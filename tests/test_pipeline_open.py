@@ -148,6 +148,11 @@ def test_a_program_of_two_predictors_trains_both(tmp_path: Path, embedded: Any) 
             synthetic_rows=0,
         )
         report = run(config).report
+        row = {"message": "Bus 7 waits in Leeds today"}
+        first = load_run(config.folder, "teacher_compiled")(row)
+        asked = len(server.bodies)
+        assert load_run(config.folder, "teacher_compiled")(row) == first
+        assert len(server.bodies) == asked, "what a server answered is not paid for twice"
     assert report is not None
     assert report["systems"]["teacher"]["score"] == 1.0
     kept = read_records(config.folder / "data" / "kept.parquet")
@@ -158,7 +163,7 @@ def test_a_program_of_two_predictors_trains_both(tmp_path: Path, embedded: Any) 
         assert say["inputs"]["place"] == find["outputs"]["place"]
         assert record.outputs["reply"] == say["outputs"]["reply"]
     deployed = load_run(config.folder, "student")
-    (out,) = deployed.predict([{"message": "Bus 7 waits in Leeds today"}])
+    (out,) = deployed.predict([row])
     assert "reply" in out
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import dspy
 
 from limbeck.errors import InputError
+from limbeck.ledger import Ledger
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import RunConfig, read_config
@@ -125,10 +126,13 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     model = config.teacher if name in TEACHERS else config.student
     adapter = folder / files["adapter"] if files["adapter"] else None
     bounds: dict[str, Any] = {"max_tokens": int(stored["max_tokens"])} if is_local(model) else {}
+    # What a server answered once is not paid for again.
+    ledger = None if is_local(model) else Ledger(folder / "ledger.sqlite")
     lm = connect(
         model,
         adapter=adapter,
         api_base=(config.api_base or None) if name in TEACHERS else None,
+        ledger=ledger,
         role="predict",
         in_bulk=True,
         **bounds,

@@ -193,4 +193,4 @@ def test_labels_of_a_server_without_probabilities_are_written_and_kept(tmp_path:
     found = read_records(config.folder / "data" / "candidates.parquet")
     assert [r.outputs["label"] for r in found] == ["sums", "transit"] * 2
     assert all(r.kept for r in found)
-    assert {r.soft_source for r in found} == {"votes:3"}
+    assert {r.soft_source for r in found} == {f"votes:{SMALL.samples}"}

@@ -77,6 +77,14 @@ class NearestDemos(dspy.Module):
         self.rows, self.k = list(rows), k
         self._nearest = KNN(k, self.rows, cast(Any, text_encoder()))
 
+    @classmethod
+    def restored(cls, plain: dspy.Module, *, k: int) -> NearestDemos:
+        """Return the program of a saved state that `plain` has loaded: its demonstrations are the rows."""
+        predictor = cast(Any, plain.predictors()[0])
+        names = list(predictor.signature.input_fields)
+        rows = [cast(Any, dspy.Example(**dict(demo))).with_inputs(*names) for demo in predictor.demos]
+        return cls(plain, rows, k=k)
+
     def forward(self, **inputs: Any) -> Any:
         """Answer one input."""
         names = list(self.rows[0].inputs().keys())  # the order in which the rows' own vectors were made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,10 +78,6 @@ MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running long
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")]
 
 
-# Runs of one name that are told apart by a number.
-_MOST_RUNS = 1000
-
-
 def _name_of(path: Path) -> str:
     stem = path.stem if path.stem not in {"labels", "train", "task", "rows"} else path.resolve().parent.name
     return stem or "run"
@@ -96,14 +93,14 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
     target, labels, out = values.pop("target"), values.pop("labels"), values.pop("out")
     for name in ("output", "inputs"):
         values[name] = tuple(values[name] or ())
+    for name in ("test", "unlabeled", "descriptions"):
+        values[name] = _absolute(values[name])
     if target is not None and target.is_dir():
         changes = {name: value for name, value in values.items() if name in given}
-        config = replace(read_config(target), **changes, **({"labels": str(labels)} if labels else {}))
+        config = replace(read_config(target), **changes, **({"labels": _absolute(labels)} if labels else {}))
     else:
         _refuse_data(target)
         source = labels or target
-        for name in ("test", "unlabeled", "descriptions"):
-            values[name] = _absolute(values[name])
         config = RunConfig(
             out=str(out or Path("runs") / (_name_of(source) if source else "run")),
             labels=_absolute(labels),
@@ -135,13 +132,17 @@ def _refuse_data(target: Path | None) -> None:
 
 def _in_free_folder(config: RunConfig) -> RunConfig:
     """Return the configuration in the first default folder that is free or holds this very run."""
+    from limbeck.errors import InputError
     from limbeck.pipeline.config import read_config
 
-    for number in range(1, _MOST_RUNS):
-        folder = config.out if number == 1 else f"{config.out}-{number}"
-        if not (Path(folder) / "run.toml").is_file() or read_config(Path(folder)).same_run(config):
-            return replace(config, out=folder)
-    return config
+    def free(folder: Path) -> bool:
+        try:
+            return not (folder / "run.toml").is_file() or read_config(folder).same_run(config)
+        except InputError:  # whose it is cannot be read
+            return False
+
+    folders = (config.out if number == 1 else f"{config.out}-{number}" for number in count(1))
+    return replace(config, out=next(folder for folder in folders if free(Path(folder))))
 
 
 def _go(values: dict[str, Any], given: set[str], until: Stage, dry_run: bool) -> None:

@@ -198,10 +198,9 @@ def _refuse_lookalikes(column: str, values: Iterable[Any]) -> None:
 
 
 def _looks(label: str) -> str:
-    """Return what a person sees of a label: no case, no blanks, no invisible characters, numbers by their value."""
+    """Return what a person sees of a label: no case, no blanks, no invisible characters, no ".0" of a number."""
     seen = "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf")
-    number = parse_number(seen)
-    return "".join(seen.split()).casefold() if number is None else repr(float(number))
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", "".join(seen.split())).casefold()
 
 
 def check_test_labels(column: OutputColumn, values: Sequence[Any], source: str) -> None:

@@ -193,7 +193,7 @@ def _verdict(
     if unsure:
         reason += f" These rows do not tell it from {' or '.join(unsure)}."
     if because:
-        reason += f" Chosen {because}."
+        reason += f" Chosen: {because}."
     return {**base, "ship": True, "reason": reason}
 
 

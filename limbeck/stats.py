@@ -78,8 +78,8 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0, *, r
     differences = left - right
     if np.ptp(differences) == 0.0:
         # Rows that all agree would give an interval of no width: the rule of three (Hanley and Lippman-Hand 1983).
-        half = min(1.0, 3.0 / len(differences))
-        low, high = differences[0] - half, differences[0] + half
+        half = 3.0 / len(differences)
+        low, high = max(-1.0, differences[0] - half), min(1.0, differences[0] + half)
     else:
         low, high = np.quantile(_resampled_means(differences, seed, resamples), [_TAIL, 1 - _TAIL])
     binary = bool(np.isin(left, (0.0, 1.0)).all() and np.isin(right, (0.0, 1.0)).all())

@@ -121,6 +121,11 @@ def test_labels_that_look_alike_are_refused(one: str, other: str):
         output_column("label", "label", [one, other, "else", "else"], [], "classification")
 
 
+def test_labels_with_numbers_in_them_are_different():
+    values = ["Q1 2020", "Q2 2020", "3.1", "3.10", "007", "7", "Class 1", "Type 1"]
+    assert len(output_column("label", "label", values, [], "classification").labels) == len(values)
+
+
 def test_blanks_at_the_ends_do_not_count():
     column = output_column("label", "label", ["news ", "news", " sports", "sports"], [], None)
     assert column.labels == ("news", "sports")

@@ -326,7 +326,7 @@ def test_feedback_says_what_was_right() -> None:
     assert "unreadable" in cast(Any, explained(row, wrong, None, "boom", None)).feedback
 
 
-def test_the_nearest_rows_are_shown_nearest_last() -> None:
+def test_the_nearest_rows_are_shown_nearest_last_also_after_a_save(tmp_path: Path) -> None:
     task, lm = colour_task(), scripted()
     program = NearestDemos(task.program, task.examples, k=2)
     with dspy.context(lm=lm, adapter=ADAPTER):
@@ -334,6 +334,13 @@ def test_the_nearest_rows_are_shown_nearest_last() -> None:
     shown = [m["content"] for m in lm.history[-1]["messages"] if m["role"] == "user"]
     assert shown[-2:] == ["text: the red apple"] * 2
     assert len(shown) == 3
+    program.save(str(tmp_path / "program.json"))
+    plain = task.program.deepcopy()
+    plain.load(str(tmp_path / "program.json"))
+    again = NearestDemos.restored(plain, k=2)
+    with dspy.context(lm=lm, adapter=ADAPTER):
+        again(text="the red apple")
+    assert [m["content"] for m in lm.history[-1]["messages"] if m["role"] == "user"] == shown
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -105,6 +105,22 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_configuration_alone(tmp_path:
     assert read_config(config.folder).teacher == "embedded"
 
 
+def test_other_labels_end_what_predicts(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    config = RunConfig(out=str(tmp_path / "run"), labels=str(labels), output=("y",))
+    students = config.folder / "students.json"
+    for text, stays in (("x,y\n1,a\n", False), ("x,y\n1,a\n", True), ("x,y\n1,b\n", False)):
+        labels.write_text(text, encoding="utf-8")
+        with open_run(config, Silent()) as folder:
+            folder.keep_config(labels=True)
+        assert (config.folder / "data" / "labels.csv").read_text(encoding="utf-8") == text
+        assert students.exists() == stays
+        students.write_text("{}", encoding="utf-8")
+    with open_run(replace(config, labels=str(config.folder / "data" / "labels.csv")), Silent()) as folder:
+        folder.keep_config(labels=True)
+    assert students.exists()
+
+
 def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("teacher = ", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be read"):

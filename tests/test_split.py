@@ -177,9 +177,36 @@ def test_nothing_but_copies_is_tested_on_and_said() -> None:
 
 
 def test_a_cut_leaves_copies_with_the_labels() -> None:
-    rows = [*LABELLED, *({**row, "text": row["text"] + "!"} for row in LABELLED)]
-    for seed in range(5):
+    words = ("jazz", "rain", "bridge", "candle", "garden", "silver", "window", "market", "violin", "harbour")
+    rows = [
+        {"text": f"{word} {other} is what the {label} people asked for", "label": label}
+        for label, other in (("music", "loudly"), ("weather", "quietly"))
+        for word in words
+    ]
+    rows += [{**row, "text": row["text"] + "!"} for row in rows[:6]]
+    moved = 0
+    for seed in range(8):
         split = make_split(task_from_labels(rows, output="label"), seed=seed)
         assert len(split.test) + len(split.gold) == len(rows)
         told = {row.text.rstrip("!") for row in split.gold}
-        assert all(row.text.rstrip("!") not in told for row in split.test) or len(split.test) == 2
+        assert all(row.text.rstrip("!") not in told for row in split.test)
+        moved += any(note.startswith("test-copies") for note in split.notes)
+    assert moved
+
+
+def test_a_template_filled_anew_is_no_copy() -> None:
+    def row(number: int) -> dict[str, str]:
+        said = f"Dear team, customer {number} wrote that the parcel has not come and wants an answer before Monday"
+        return {"text": said, "label": ("late", "lost")[number % 2]}
+
+    split = make_split(
+        task_from_labels([row(n) for n in range(100, 112)], output="label", test=[row(n) for n in range(200, 220)])
+    )
+    assert len(split.test) == 20
+
+
+def test_folds_do_not_depend_on_how_many_rows_are_tested() -> None:
+    task = make_task({"a": 9, "b": 11}, 40)
+    whole, some = (make_split(task, seed=3, max_test=most) for most in (None, 12))
+    assert (texts(whole.gold), whole.folds) == (texts(some.gold), some.folds)
+    assert len(some.test) == 12

@@ -18,6 +18,11 @@ pairs = st.lists(st.tuples(unit, unit), min_size=1, max_size=60)
 answers = st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([0, 1])), min_size=1, max_size=60)
 
 
+def test_rows_that_all_agree_leave_room_for_others() -> None:
+    assert paired_bootstrap([1.0] * 10, [0.0] * 10).ci95 == pytest.approx((0.7, 1.0))
+    assert paired_bootstrap([1.0] * 300, [1.0] * 300).ci95 == pytest.approx((-0.01, 0.01))
+
+
 def test_the_interval_of_a_mean_is_scipys():
     values = np.random.default_rng(3).beta(2, 1, size=150)
     found = mean_ci(values.tolist(), seed=1)

@@ -22,7 +22,7 @@ from limbeck.errors import ModelError, PromptTooLong
 
 # Tokens of one packed pass: enough to keep the cores busy, few enough that tokens of different rows, which a
 # mask hides from each other, cost little.
-_PACK_TOKENS = {"cpu": 512}
+_PACK_TOKENS = {"cpu": 256}
 _PACK_TOKENS_GPU = 4096
 
 

@@ -198,7 +198,10 @@ def check(config: RunConfig) -> None:
             )
     if config.seed < 0:
         raise InputError(f"--seed is {config.seed}", valid="0 or more")
-    address = urlsplit(config.api_base)
+    try:
+        address = urlsplit(config.api_base)
+    except ValueError as error:
+        raise InputError(f"--api-base {config.api_base!r}: {error}", valid="http://localhost:8000/v1") from error
     if address.username or address.password or address.query:
         raise InputError(
             "--api-base holds a user, a password or a query, which would land in the run folder",

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import dspy
 
+from limbeck.compile.nearest import NearestDemos
 from limbeck.errors import InputError
 from limbeck.ledger import Ledger
 from limbeck.models import LM, CompactAdapter, connect
@@ -25,14 +26,17 @@ TEACHERS = ("teacher", "teacher_compiled")
 BASE = "student_base"
 
 
-def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe]) -> None:
-    """Write students.json: the chosen system, and each trained student's program file and adapter folder."""
+def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe], *, nearest: int = 0) -> None:
+    """Write students.json: the chosen system, and each trained student's program file and adapter folder.
+
+    `nearest` is how many demonstrations the compiled teacher retrieves for each input, 0 where they are fixed.
+    """
     systems: dict[str, Any] = {BASE: {"program": "student_base.json", "adapter": ""}}
     cast(Any, context.plan.task.program).save(str(context.run.path / "student_base.json"))
     for name, recipe in recipes.items():
         cast(Any, context.plan.program(recipe)).save(str(context.run.path / f"{name}.json"))
         systems[name] = {"program": f"{name}.json", "adapter": ADAPTERS[name]}
-    systems["teacher_compiled"] = {"program": "program.json", "adapter": ""}
+    systems["teacher_compiled"] = {"program": "program.json", "adapter": "", "nearest": nearest}
     payload = {
         "chosen": chosen,
         "systems": systems,
@@ -114,6 +118,8 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     if not path.is_file():
         raise InputError(f"{folder} has no finished run", hint=f"limbeck run {folder}")
     stored = json.loads(path.read_text(encoding="utf-8"))
+    if config.labels and "inputs" not in stored:
+        raise InputError(f"{folder} is of an earlier version", hint=f"limbeck run {folder}: what is finished is kept")
     name = system or str(stored["chosen"])
     if name not in stored["systems"]:
         raise InputError(f"no system {name!r} in {folder}", valid=", ".join(stored["systems"]))
@@ -123,11 +129,13 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
         found = found.with_descriptions(stored["descriptions"])
     program = found.program.deepcopy()
     cast(Any, program).load(str(folder / files["program"]))
+    if files.get("nearest"):
+        program = NearestDemos.restored(program, k=files["nearest"])
     model = config.teacher if name in TEACHERS else config.student
     adapter = folder / files["adapter"] if files["adapter"] else None
     bounds: dict[str, Any] = {"max_tokens": int(stored["max_tokens"])} if is_local(model) else {}
-    # What a server answered once is not paid for again.
-    ledger = None if is_local(model) else Ledger(folder / "ledger.sqlite")
+    # What a server answered once is not paid for again; the run's own account stays as it was.
+    ledger = None if is_local(model) else Ledger(folder / "predict.sqlite", siblings=[folder / "ledger.sqlite"])
     lm = connect(
         model,
         adapter=adapter,

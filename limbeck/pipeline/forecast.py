@@ -15,6 +15,8 @@ from typing import Any
 from rich.table import Table
 
 from limbeck.compile.dedup import record_text
+from limbeck.compile.describe import is_opaque
+from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
 from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
@@ -131,7 +133,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     bare = _Calls(gold, size.row, size.prompt, size.answer)
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     lines = (
-        line("compile", [bare, shown]),
+        line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),
         line("labels alone", [replace(shown, count=checked)], tuned),
         line(
             "synthesize", [replace(shown, count=answers), _Calls(texts, 0, _WRITING, _TEXTS_PER_CALL * size.row, texts)]
@@ -139,7 +141,22 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         line("finetune", [], distilled),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
-    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes))
+    searched = [one.name for one in _searches(config, task, closed)]
+    left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
+    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes, *left_out))
+
+
+def _describes(config: RunConfig, task: Task) -> bool:
+    """Return whether prompts with label descriptions are tried as well."""
+    return bool(task.labels) and (
+        bool(task.label_descriptions) or config.effort != "quick" or any(map(is_opaque, task.labels))
+    )
+
+
+def _searches(config: RunConfig, task: Task, closed: bool) -> list[Optimizer]:
+    """Return the optimizers whose calls no one can count beforehand."""
+    tried = [built_in()[config.optimizer]] if config.optimizer else list(for_effort(config.effort, task))
+    return [one for one in tried if one.name in INSTRUCTING or (one.name == RandomSearch.name and not closed)]
 
 
 @dataclass(frozen=True)

@@ -76,13 +76,14 @@ def run(
     A start in a folder that has finished stages goes on after them. `task` takes the place of the files that the
     configuration names. Raises InputError before anything is spent, BudgetExceeded when a budget is spent.
     """
+    own = task is None
     if task is None:
         check(config)
         task = read_task(config)
     check_task(config, task)
     with open_run(config, reporter or Silent()) as folder:
         context = _prepare(folder, task)
-        folder.keep_config()
+        folder.keep_config(labels=own)
         return _Way(context).go(until)
 
 
@@ -167,7 +168,8 @@ def _counter(student: LM) -> Callable[[str], int]:
 def _within_context(folder: RunFolder, task: Task, *models: tuple[LM, bool]) -> Task:
     """Return the task without rows that a model's context does not hold beside its prompt.
 
-    Models come with whether they are shown demonstrations; what a server's context holds is not known here.
+    Models come with whether they are shown demonstrations. What a server or llama.cpp holds they say themselves, row
+    by row.
     """
     for lm, shown in models:
         engine: Any = getattr(lm.backend, "engine", None)
@@ -221,10 +223,10 @@ class _Way:
             context.run.warn(text)
         task = context.task.with_descriptions(payload["descriptions"]) if context.closed else context.task
         self.program: dspy.Module = task.program.deepcopy()
+        cast(Any, self.program).load(str(context.run.path / "program.json"))
         if payload["prompt"] == KNNFewShot.name:
             # Its demonstrations are retrieved row by row; a plain program of its file shows them all.
-            self.program = NearestDemos(self.program, context.split.train, k=KNNFewShot.k)
-        cast(Any, self.program).load(str(context.run.path / "program.json"))
+            self.program = NearestDemos.restored(self.program, k=KNNFewShot.k)
         if context.closed:
             task = with_instructions(task, self.program)
         self.context = replace(context, task=task, plan=replace(context.plan, task=task))
@@ -334,4 +336,5 @@ class _Way:
         """Write what `limbeck predict` needs: each student's prompt and adapter, and the system of the verdict."""
         from limbeck.pipeline.deploy import write_students
 
-        write_students(self.context, system, recipes)
+        nearest = self.program.k if isinstance(self.program, NearestDemos) else 0
+        write_students(self.context, system, recipes, nearest=nearest)

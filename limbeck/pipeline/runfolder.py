@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import os
 import shutil
@@ -84,12 +85,20 @@ class RunFolder:
         self.stage_log: list[dict[str, Any]] = []
         self.warnings: list[str] = []
 
-    def keep_config(self) -> None:
-        """Write the configuration, once it is known to be sound, and copy the labels: `limbeck predict` reads them."""
+    def keep_config(self, *, labels: bool) -> None:
+        """Write the configuration, once it is known to be sound, and copy the labels: `limbeck predict` reads them.
+
+        Where they are others than an earlier start's, its students no longer predict. `labels` False: a task that
+        was given in Python has no file to copy.
+        """
         with self._writing():
             write_config(self.config, self.path / "run.toml")
-            if self.config.labels:
-                shutil.copyfile(self.config.labels, labels_copy(self.path, self.config))
+            if not labels or not self.config.labels:
+                return
+            source, copy = Path(self.config.labels), labels_copy(self.path, self.config)
+            if not copy.is_file() or not filecmp.cmp(source, copy, shallow=False):
+                (self.path / "students.json").unlink(missing_ok=True)
+                shutil.copyfile(source, copy)
 
     @contextmanager
     def _writing(self) -> Generator[None]:

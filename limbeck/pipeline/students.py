@@ -229,6 +229,11 @@ def fit(
     given = training_rows(plan, recipe, records, loaded.tokenizer)
     # Rows were measured before the prompt was compiled: descriptions and demonstrations have made it longer since.
     rows = [row for row in given if row.length <= context_tokens(loaded)]
+    if given and not rows:
+        raise StageEmpty(
+            f"no training row fits the student's context of {context_tokens(loaded)} tokens",
+            hint="shorter inputs, or a student with a longer context",
+        )
     if not rows:
         raise StageEmpty(
             "no training row: no record holds the program's whole answer",

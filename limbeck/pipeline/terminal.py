@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Live:
 
 
 @contextmanager
-def _stoppable(kept: str, console: Console) -> Generator[None]:
+def _stoppable(kept: Callable[[], str], console: Console) -> Generator[None]:
     """End on Ctrl-C or SIGTERM once the calls in flight are answered, at once on the second; say what is kept."""
 
     def say(text: str) -> None:
@@ -106,7 +106,7 @@ def _stoppable(kept: str, console: Console) -> Generator[None]:
     def stop(signum: int, frame: Any) -> None:
         asked.append(signum)
         if len(asked) > 1:
-            say(f"stopped at once; {kept}")
+            say(f"stopped at once; {kept()}")
             # Threads that wait for a model would hold up a clean exit; the ledger's file bears any end.
             os._exit(_INTERRUPTED)
         say("\nstopping: answers on their way are waited for and kept (Ctrl-C again: stop at once)")
@@ -118,7 +118,7 @@ def _stoppable(kept: str, console: Console) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"stopped; {kept}")
+        say(f"stopped; {kept()}")
         raise SystemExit(_INTERRUPTED) from None
     finally:
         for number, handler in zip(caught, before, strict=True):
@@ -132,7 +132,12 @@ def run(config: RunConfig, *, until: Stage) -> None:
     console = Console(stderr=True)
     live = Live(console)
     name = "run" if until == "evaluate" else until
-    kept = f"what is finished is kept. Go on with: limbeck {name} {shlex.quote(config.out)}"
+
+    def kept() -> str:
+        if not (config.folder / "run.toml").is_file():
+            return "nothing was asked yet"
+        return f"what is finished is kept. Go on with: limbeck {name} {shlex.quote(config.out)}"
+
     with _stoppable(kept, console), live.progress:
         outcome = run_stages(config, until=until, reporter=live)
     if outcome.report is None:
@@ -175,12 +180,14 @@ def predict(folder: Path, rows: Path, out: Path | None, system: str, probabiliti
         raise InputError(f"cannot write {out.suffix or 'a file without an ending'}", valid=".jsonl or .csv")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent}", valid="a folder", hint=f"mkdir -p {out.parent}")
+    if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK)):
+        raise InputError(f"cannot write {out}", valid="a file in a folder that you may write to")
     given = read_rows(rows)
     console = Console(stderr=True)
     live = Live(console)
     deployed = load_run(folder, system)
     _tell(console, f"{len(given)} rows with {deployed.system} of {folder}")
-    with _stoppable("nothing was written", console), live.progress:
+    with _stoppable(lambda: "nothing was written", console), live.progress:
         found = list(
             deployed.predict(
                 given,

@@ -26,7 +26,7 @@ from limbeck.pipeline.learn import Tuned, _ended  # pyright: ignore[reportPrivat
 from limbeck.pipeline.run import check_task
 from limbeck.pipeline.run import run as run_stages
 from limbeck.pipeline.runfolder import RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, label_matrix
+from limbeck.pipeline.students import Recipe, for_classes, label_matrix
 from limbeck.task import task_from_labels
 
 
@@ -47,6 +47,17 @@ def test_a_fit_ends_early_only_where_that_is_clearly_better() -> None:
     assert _ended([_tuned([0.9, 0.2, 0.6, 0.5]), late]) is late
     early = _tuned([0.9, 0.6, 0.6, 0.5])
     assert _ended([early, late]) is early
+
+
+def test_many_classes_get_smaller_steps_and_then_more_passes() -> None:
+    few = Recipe(1e-3, 3.0)
+    assert for_classes(few, 400, 10) == few
+    many = for_classes(few, 427, 77)
+    assert (many.batch_size, many.epochs) == (8, 3.0)
+    most = for_classes(few, 427, 150)
+    assert most.batch_size == 8
+    assert 427 * most.epochs / 8 == pytest.approx(300, rel=0.02)
+    assert for_classes(Recipe(1e-3, 6.0, batch_size=8), 50, 0).epochs == 6.0
 
 
 def test_a_score_that_is_not_blind_says_so() -> None:

@@ -32,7 +32,7 @@ from limbeck.pipeline.judge import (
 )
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, prompt_text
+from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, for_classes, prompt_text
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
 from limbeck.records import Record, read_records
 from limbeck.report import write_report
@@ -294,14 +294,19 @@ class _Way:
         unseen = read_records(context.run.path / BLIND)
         if not kept:
             return None
+        rows = len(self.gold) + len(kept)
         recipes = [
-            replace(
-                gold.recipe,
-                epochs=spend.passes(context.closed)[1],
-                gold_weight=weight,
-                batch_size=16 if context.closed else 8,
-                stop=1.0,
-                demos=demos,
+            for_classes(
+                replace(
+                    gold.recipe,
+                    epochs=spend.passes(context.closed)[1],
+                    gold_weight=weight,
+                    batch_size=16 if context.closed else 8,
+                    stop=1.0,
+                    demos=demos,
+                ),
+                rows,
+                len(context.task.labels) if context.closed else 0,
             )
             for demos in spend.demos
             for weight in spend.gold_weights

@@ -183,7 +183,7 @@ def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, e
     command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
     command += ["--test", config.test, "--out", config.out]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = _start(command, environment)
     ledger = config.folder / "ledger.sqlite"
     for _ in range(1200):
         if process.poll() is not None or (ledger.exists() and _some_calls(ledger)):
@@ -207,7 +207,7 @@ def test_an_interrupted_run_asks_a_server_nothing_twice(config: RunConfig) -> No
         options += ["--api-base", server.url, "--out", config.out]
         environment = {**os.environ, "OPENAI_API_KEY": "sk-test"}
         command = [sys.executable, "-m", "limbeck.cli", "compile"]
-        process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        process = _start([*command, *options], environment)
         while process.poll() is None and len(server.bodies) < 3:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -226,7 +226,7 @@ def test_a_second_interrupt_does_not_wait_for_a_slow_server(config: RunConfig) -
         command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
         command += ["--teacher", "openai/gpt-5-mini", "--api-base", server.url, "--out", config.out]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OPENAI_API_KEY": "sk-test"}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        process = _start(command, environment)
         assert process.stderr is not None
         while process.poll() is None and len(server.bodies) < 5:
             time.sleep(0.05)
@@ -239,6 +239,15 @@ def test_a_second_interrupt_does_not_wait_for_a_slow_server(config: RunConfig) -
     assert process.returncode == 130, shown
     assert f"limbeck compile {config.out}" in shown
     assert "Traceback" not in shown
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a command that SIGINT reaches, also where these tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _some_calls(ledger: Path) -> bool:

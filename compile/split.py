@@ -26,8 +26,8 @@ TEST_SHARE = 0.3
 DEV_SHARE = 1 / 3
 # Below this many test rows the 95% interval of an accuracy is wider than 20 points.
 FEW_TEST_ROWS = 96
-# Similarity from which two of the user's own rows count as one: a letter or a full stop apart.
-COPY = 0.8
+# Similarity from which two of the user's own rows are compared word by word.
+_COPY = 0.8
 # Of one word: "tonight" and "tonite" are one, "left" and "right" are not.
 _SAME_WORD = 0.7
 
@@ -119,7 +119,7 @@ def _copies(task: Task, test: Sequence[dspy.Example], gold: Sequence[dspy.Exampl
     def output(row: Any) -> str:
         return stable_hash([row[name] for name in task.output_fields])
 
-    index = NearDuplicates(threshold=COPY)
+    index = NearDuplicates(threshold=_COPY)
     for i, row in enumerate(gold):
         index.add(str(i), text(row))
     found = [(i, row, index.find(text(row))) for i, row in enumerate(test)]

@@ -109,15 +109,11 @@ def drop_duplicates(rows: Sequence[Row], *, open_ended: bool) -> tuple[list[Row]
     right; where outputs are open (`open_ended`) several can be, and the first stays. Raises `InputError` if
     the contradictions are more than a fifth of the rows.
     """
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.key, []).append(row)
     kept: list[Row] = []
     repeated: list[str] = []
     contradictory: list[str] = []
-    for group in groups.values():
-        agree = all(_same(group[0].outputs, row.outputs) for row in group)
-        if agree or open_ended:
+    for group in _by_input(rows):
+        if _agree(group) or open_ended:
             kept.append(group[0])
             repeated += [row.where for row in group[1:]]
         else:
@@ -132,16 +128,24 @@ def drop_duplicates(rows: Sequence[Row], *, open_ended: bool) -> tuple[list[Row]
     return kept, warnings
 
 
-def test_contradictions(rows: Sequence[Row]) -> list[str]:
+def contradictions(rows: Sequence[Row]) -> list[str]:
     """Return a warning if test rows have equal inputs and different outputs: none can be right on all of them."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.key, []).append(row)
-    torn = [row for g in groups.values() if not all(_same(g[0].outputs, r.outputs) for r in g) for row in g]
+    torn = [row for group in _by_input(rows) if not _agree(group) for row in group]
     if not torn:
         return []
     shown = ", ".join(f"{row.where} ({_short(row.outputs)})" for row in torn[:4])
     return [f"contradictory-test-rows: {len(torn)} of {len(rows)} have the same input and different outputs: {shown}"]
+
+
+def _by_input(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.key, []).append(row)
+    return list(groups.values())
+
+
+def _agree(group: Sequence[Row]) -> bool:
+    return all(_same(group[0].outputs, row.outputs) for row in group)
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from limbeck.cleaning import Row, drop_duplicates, drop_seen, rare_classes, take_rows, test_contradictions
+from limbeck.cleaning import Row, contradictions, drop_duplicates, drop_seen, rare_classes, take_rows
 from limbeck.columns import (
     KINDS,
     OutputColumn,
@@ -75,7 +75,7 @@ def prepare(
             check_test_labels(column, [r.outputs[column.name] for r in test_rows], test_table.source)
     keys = {row.key for row in rows}
     test_rows, overlap = _without_overlap(_converted(test_rows, columns), keys, test_table)
-    overlap += test_contradictions(test_rows)
+    overlap += contradictions(test_rows)
     keys |= {row.key for row in test_rows}
     pool, pool_notes = _pool(pool_table, into, keys)
     return Prepared(

@@ -291,7 +291,6 @@ class LM(dspy.LM):
             except ScoresUnavailable as error:
                 if not error.tokens_in:
                     raise
-                # Paid for: the ledger remembers that there is nothing to be had.
                 return self._row("score", shown, {"unavailable": error.message}, (error.tokens_in, 0, 0), started)
             response = {
                 "probabilities": scores.probabilities(),
@@ -301,7 +300,7 @@ class LM(dspy.LM):
 
         answer = self._once("score", shown, make, _rough_tokens(request), 1)
         stored = answer.row.response
-        if "unavailable" in stored:
+        if "unavailable" in stored:  # it was paid for, so it is not asked again
             raise ScoresUnavailable(str(stored["unavailable"]))
         scores = LabelScores(dict(zip(request.candidates, stored["probabilities"], strict=True)), str(stored["source"]))
         self._remember(request.messages, {"candidates": request.candidates}, [answer], [scores.best])

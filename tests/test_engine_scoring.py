@@ -35,7 +35,9 @@ def plain_logprobs(loaded: LoadedModel, asked: ScoreRequest) -> list[float]:
     first = len(prompt) + min(common_length(opening, turn) for turn in turns)
     found: list[float] = []
     for turn in turns:
-        ids = [*prompt, *turn, *([] if asked.suffix else [chat.end_of_turn])]
+        # The end of the turn counts only where another candidate goes on.
+        goes_on = any(other != turn and other[: len(turn)] == turn for other in turns)
+        ids = [*prompt, *turn, *([chat.end_of_turn] if goes_on and not asked.suffix else [])]
         with torch.inference_mode():
             logprobs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
         found.append(sum(float(logprobs[i - 1, ids[i]]) for i in range(first, len(ids))))
@@ -135,6 +137,18 @@ def test_a_candidate_that_merges_with_the_prefix_is_tokenized_as_one_text(engine
             texts.append(chat.text([*opening, *path]))
     assert sorted(texts) == ["the quick brick", "the quick brown fox"]
     assert opening + tuple(chat.ids("own fox")) != chat.ids("the quick brown fox")
+
+
+def test_an_end_is_scored_only_after_a_candidate_that_another_one_goes_on_from(engine: TorchEngine):
+    chat = engine.chat
+    _, trie = make_trie(chat, "", ["card", "card lost", "spam"], "")
+    ends = [node for node in trie.nodes if node.token == chat.end_of_turn]
+    assert [node.candidates for node in ends] == [[0]]
+
+
+def test_an_empty_candidate_alone_has_probability_one(engine: TorchEngine):
+    (scores,) = engine.score_many([request("see you", ("",))])
+    assert scores.probabilities() == (1.0,)
 
 
 def test_probabilities_are_a_softmax():

@@ -47,8 +47,8 @@ class Generation:
 class ScoreRequest:
     """One closed set to score: each candidate continues `assistant_prefix` in the assistant's turn.
 
-    `suffix` ends every candidate; the default is the model's end of turn, so that "card" and "card lost"
-    compete as whole answers.
+    `suffix` ends every candidate; by default the model's end of turn ends those that another one goes on from,
+    so that "card" and "card lost" compete as whole answers.
     """
 
     messages: tuple[Message, ...]

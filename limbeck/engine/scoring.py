@@ -130,13 +130,15 @@ def make_trie(
 ) -> tuple[tuple[int, ...], Trie]:
     """Return the tokens that open every candidate's turn, and the trie of what follows.
 
-    The turn is tokenized whole, as in training: a candidate may merge with the prefix before it.
+    The turn is tokenized whole, as in training: a candidate may merge with the prefix before it. The end of the
+    turn is scored after a candidate that another one goes on from; after any other it decides nothing.
     """
     opening = chat.ids(assistant_prefix)
     turns = chat.many_ids([assistant_prefix + candidate + suffix for candidate in candidates])
     shared = min(common_length(opening, turn) for turn in turns)
-    end = () if suffix else (chat.end_of_turn,)
-    return opening[:shared], Trie([(*turn[shared:], *end) for turn in turns])
+    begun = {turn[:n] for turn in turns for n in range(shared, len(turn))}
+    ends = [(chat.end_of_turn,) if not suffix and turn in begun else () for turn in turns]
+    return opening[:shared], Trie([(*turn[shared:], *end) for turn, end in zip(turns, ends, strict=True)])
 
 
 def score_batch(

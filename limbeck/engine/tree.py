@@ -103,7 +103,7 @@ def log_probabilities(logits: Tensor, picks: Sequence[Sequence[int]]) -> list[li
     for start in range(0, len(picks), _CHUNK):
         rows = logits[start : start + _CHUNK].float()
         part = picks[start : start + _CHUNK]
-        width = max(map(len, part))
+        width = max(1, *map(len, part))
         index = torch.tensor([[*row, *[0] * (width - len(row))] for row in part], device=rows.device)
         values = (rows.gather(1, index) - rows.logsumexp(1, keepdim=True)).tolist()
         found += [row[: len(wanted)] for row, wanted in zip(values, part, strict=True)]

@@ -34,8 +34,9 @@ _LEAST_MASS = 0.02
 _ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 2048
 # Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end. Servers limit rates.
 CALLERS, _SERVER_CALLERS = 96, 16
-# Optimizer steps that a class should have at least, and the rows of a step where 16 would leave too few of them.
-_STEPS_A_CLASS, _SMALL_BATCH = 2, 8
+# Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
+# the passes over the rows that are enough for any.
+_STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 4, 8, 16
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -88,14 +89,17 @@ def for_classes(recipe: Recipe, rows: int, classes: int) -> Recipe:
     Three passes in steps of 16 rows left a student of 77 classes far from its own training labels (loss 2.0 nats,
     their entropy 0.7), while for 10 classes the two were equal.
 
-    >>> for_classes(Recipe(1e-3, 3.0), 400, 10).batch_size, for_classes(Recipe(1e-3, 3.0), 400, 77).batch_size
-    (16, 8)
+    >>> [for_classes(Recipe(1e-3, 3.0), 400, classes).batch_size for classes in (10, 77)]
+    [16, 8]
+    >>> for_classes(Recipe(1e-3, 3.0), 400, 77).epochs, for_classes(Recipe(1e-3, 6.0), 77, 77).epochs
+    (6.2, 16)
     """
     wanted = _STEPS_A_CLASS * classes
     if rows * recipe.epochs / recipe.batch_size >= wanted:
         return recipe
     size = min(recipe.batch_size, _SMALL_BATCH)
-    return replace(recipe, batch_size=size, epochs=max(recipe.epochs, round(wanted * size / rows, 1)))
+    passes = min(_MOST_PASSES, round(wanted * size / rows, 1))
+    return replace(recipe, batch_size=size, epochs=max(recipe.epochs, passes))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import dspy
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
+from limbeck.compile.focus import Focus
 from limbeck.compile.label import LabelConfig, Labeler, answer_all, answered
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source
@@ -72,6 +73,7 @@ class SelfInstructConfig:
     patience: int = 24
     threads: int = 16
     seed: int = 0
+    focus: Focus = field(default_factory=Focus)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class _Run:
         made = [record for record in self.accepted if record.provenance.block == block]
         made = rng.sample(made, min(self.config.generated_demos, len(made)))
         gold = self.source.shown(block)
-        seeds = rng.sample(gold, min(self.config.demos - len(made), len(gold)))
+        seeds = self.config.focus.draw(gold, min(self.config.demos - len(made), len(gold)), rng)
         shown = _within(rng.sample([*seeds, *made], len(seeds) + len(made)))
         demos = self.writer.demos([record.inputs for record in shown], Condition())
         seed = int(stable_hash([self.config.seed, number])[:7], 16)

@@ -20,6 +20,7 @@ import dspy
 from limbeck.compile.attributes import Attributes, lengths_of, propose
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
+from limbeck.compile.focus import Focus
 from limbeck.compile.source import Source
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.programs.generate import ANY_STYLE, Condition, InputWriter, TopicProposer
@@ -39,7 +40,7 @@ class SynthesisConfig:
     if every call gave what it was asked for), `per_call` texts each. It ends after `patience` calls in a row
     without anything new. `demos` rows of the label and two other labels' rows stand in each prompt. `styled` is the
     share of calls that ask for a style (attributes); the others ask for more of what gold rows are like. A
-    135M model follows no style and writes better without: give it 0.
+    135M model follows no style and writes better without: give it 0. `focus` is what a student got wrong.
     """
 
     total: int = 240
@@ -55,6 +56,7 @@ class SynthesisConfig:
     patience: int = 24
     threads: int = 16
     seed: int = 0
+    focus: Focus = field(default_factory=Focus)
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,9 @@ def label_counts(source: Source, config: SynthesisConfig) -> dict[str, int]:
         unknown = sorted(set(shares) - set(labels))
         if unknown or min(shares.values(), default=0.0) < 0:
             raise InputError(f"label distribution over {unknown or shares}", valid=", ".join(labels))
-    total = sum(shares.values())
-    if total <= 0:
+    if sum(shares.values()) <= 0:
         raise InputError("a label distribution needs a share above 0", valid=", ".join(labels))
-    exact = {label: config.total * share / total for label, share in shares.items()}
+    exact = {label: config.total * share for label, share in config.focus.distribution(shares).items()}
     counts = {label: int(n) for label, n in exact.items()}
     rest = sorted(exact, key=lambda label: counts[label] - exact[label])
     for label in rest[: config.total - sum(counts.values())]:
@@ -261,9 +262,9 @@ class _Run:
             self.new[job.condition.label] += 1
 
     def _prompt(self, label: str, block: int, wave: int) -> _Prompt:
-        """Return demonstrations of other labels, the same for all labels of a block, then of this one."""
+        """Return demonstrations of other labels, the same for all labels of a block without a focus, then of this."""
         rng = random.Random(f"{self.config.seed}:{wave}:{block}")
-        others = rng.sample(self.source.labels, len(self.source.labels))
+        others = self.config.focus.others(label, rng.sample(self.source.labels, len(self.source.labels)))
         chosen = [o for o in others[: self.config.other_labels + 1] if o != label][: self.config.other_labels]
         demos: list[dspy.Example] = []
         shown: list[Record] = []

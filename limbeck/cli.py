@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck.errors import LimbeckError
+from limbeck.review.commands import app as review
 
 if TYPE_CHECKING:
     from limbeck.pipeline.config import RunConfig, Stage
@@ -71,7 +72,41 @@ Distribution = Annotated[
     str,
     typer.Option("--label-distribution", help="uniform, observed, or JSON such as '{\"spam\": 0.2, ...}'."),
 ]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="How rows are written: NAME, NAME=SHARE, or FIRST>SECOND; repeat to mix. Default: label_conditioned for "
+        "label sets, self_instruct for open answers.",
+        metavar="NAME",
+    ),
+]
+Rounds = Annotated[
+    int,
+    typer.Option(help="Write again what the student gets wrong, up to N rounds, while it gets better.", metavar="N"),
+]
+Documents = Annotated[
+    str, typer.Option("--documents", help="Folder of .txt and .md files to write from.", metavar="DIR")
+]
+Related = Annotated[str, typer.Option("--related", help="Rows of a nearby data set, for adaptation.", metavar="FILE")]
+Constitution = Annotated[str, typer.Option("--constitution", help="TOML file of principles.", metavar="FILE")]
 Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote on labels, where installed.")]
+Level = Annotated[
+    str,
+    typer.Option(
+        help="Levels of human involvement that training rows may have, such as 1-3 or <=4: 1 manual, 3 generated and "
+        "verified by people, 4 machine-rated, 6 without people.",
+        metavar="LEVELS",
+    ),
+]
+AcceptTerms = Annotated[
+    str,
+    typer.Option(
+        "--accept-terms",
+        help="Why to go on where a teacher's terms forbid training on its outputs (limbeck terms MODEL).",
+        metavar="REASON",
+    ),
+]
 MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Stop before using more than this many tokens.")]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running longer than this many minutes.")]
@@ -89,11 +124,14 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
     In a run folder its own configuration holds, and the options given on the command line replace it.
     """
     from limbeck.pipeline.config import RunConfig, check, read_config
+    from limbeck.terms import check_reason
 
+    if "accept_terms" in given:
+        check_reason(values["accept_terms"])
     target, labels, out = values.pop("target"), values.pop("labels"), values.pop("out")
-    for name in ("output", "inputs"):
+    for name in ("output", "inputs", "method"):
         values[name] = tuple(values[name] or ())
-    for name in ("test", "unlabeled", "descriptions"):
+    for name in ("test", "unlabeled", "descriptions", "documents", "related", "constitution"):
         values[name] = _absolute(values[name])
     if target is not None and target.is_dir():
         changes = {name: value for name, value in values.items() if name in given}
@@ -190,10 +228,17 @@ def _command(until: Stage, doc: str) -> Any:
         pool_rows: PoolRows = None,
         test_rows: TestRows = None,
         label_distribution: Distribution = "uniform",
+        method: Method = None,
+        rounds: Rounds = 1,
+        documents: Documents = "",
+        related: Related = "",
+        constitution: Constitution = "",
         encoder: Encoder = True,
+        level: Level = "",
         max_usd: MaxUsd = None,
         max_tokens: MaxTokens = None,
         max_minutes: MaxMinutes = None,
+        accept_terms: AcceptTerms = "",
         dry_run: DryRun = False,
     ) -> None:
         values = dict(context.params)
@@ -272,6 +317,33 @@ def runs(
         render_runs(found)
 
 
+@app.command("terms")
+def terms_command(
+    model: Annotated[str, typer.Argument(help="A model as --teacher takes it (default: the whole list).")] = "",
+    api_base: ApiBase = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Say whether a teacher's terms let its outputs train a model, or list them all; exit status 1: forbidden.
+
+    \b
+    Examples:
+      limbeck terms
+      limbeck terms openai/gpt-5-mini
+      limbeck terms openai/mine --api-base http://localhost:8000/v1
+    """
+    from limbeck import terms
+
+    ruling = terms.resolve(model, api_base) if model else None
+    if as_json:
+        found = ruling.public() if ruling else [entry.public() for entry in terms.catalogue()]
+        sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    elif ruling:
+        terms.show(ruling)
+    else:
+        terms.show_all()
+    sys.exit(1 if ruling and ruling.verdict == "forbidden" else 0)
+
+
 @app.command()
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Fetch what is missing (hash-checked).")] = False,
@@ -288,6 +360,9 @@ def doctor(
     if fix:
         machine.fix()
     sys.exit(0 if machine.show(measure=True) else 1)
+
+
+app.add_typer(review, name="review")
 
 
 def main() -> None:

@@ -56,6 +56,9 @@ def read_report(run_dir: Path) -> Json:
 def render_terminal(report: Mapping[str, Any]) -> RenderableType:
     """Return what a person reads at the end of a run: systems, verdict, stages, warnings."""
     parts: list[RenderableType] = [_systems(report), "", _costs(report), "", _verdict(report)]
+    terms = report.get("terms", {})
+    if terms.get("reason") and terms["verdict"] != "allowed":
+        parts.append(Text(f"terms of {terms['model']}: {terms['verdict']}; gone on because: {terms['reason']}"))
     if report.get("stages"):
         parts += ["", _stages(report["stages"])]
     warnings = report.get("warnings", ())

@@ -179,6 +179,37 @@ def test_with_one_label_a_class_rows_are_labelled_by_what_saw_no_label(config: R
 
 
 @pytest.mark.slow
+def test_a_second_round_writes_what_the_student_got_wrong(
+    config: RunConfig, embedded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EFFORTS, "quick", replace(SMALL, demos=(False,)))  # pyright: ignore[reportArgumentType]
+    config = replace(config, rounds=2, synthetic_rows=6)
+    run(config, reporter=Recording(), until="finetune")
+    folder = config.folder
+    first = read_records(folder / "data" / "candidates.parquet")
+    second = read_records(folder / "data" / "candidates-2.parquet")
+    assert second[: len(first)] == first
+    written = second[len(first) :]
+    assert written
+    assert not {r.provenance.seed for r in written} & {r.provenance.seed for r in first}
+    stages = _stages(folder)
+    assert {"synthesize-2", "curate-2"} <= set(stages)
+    assert stages.count("finetune student") == 1, "only the better round's student is trained on all rows"
+
+    calls = _calls(folder)
+    again = Recording()
+    run(config, reporter=again, until="finetune")
+    assert _calls(folder) == calls
+    assert _stages(folder) == stages
+    assert ("curate-2", True) in again.stages
+
+
+def _stages(folder: Path) -> list[str]:
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        return [str(row[0]) for row in ledger.execute("select name from stages order by rowid")]
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_calls_nothing_twice(config: RunConfig, embedded: Any) -> None:
     command = [sys.executable, "-m", "limbeck.cli", "compile", "--labels", config.labels, "--output", "label"]
     command += ["--test", config.test, "--out", config.out]

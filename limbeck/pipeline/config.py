@@ -15,7 +15,9 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from limbeck.errors import InputError
+from limbeck.levels import parse_levels
 from limbeck.models.kinds import LOCAL_NAMES, is_local
+from limbeck.terms import check_reason
 
 EffortName = Literal["quick", "standard", "thorough"]
 Stage = Literal["compile", "synthesize", "curate", "finetune", "evaluate"]
@@ -106,7 +108,9 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
-_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes")
+_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms")
+# Settings that name a file or a folder which a method of writing rows reads.
+METHOD_FILES = ("documents", "related", "constitution")
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
 
 
@@ -115,7 +119,9 @@ class RunConfig:
     """One run, as the command line or the Python API asks for it.
 
     Paths are strings so that the configuration is plain TOML. `max_*` are budgets (None: no limit);
-    `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none).
+    `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none); `level` names the levels
+    of human involvement that the student may learn from ("": all that the methods give). `accept_terms` is why a run
+    goes on where the terms of a teacher forbid it ("": it does not).
     """
 
     out: str
@@ -139,10 +145,17 @@ class RunConfig:
     pool_rows: int | None = None
     test_rows: int | None = None
     label_distribution: str = "uniform"
+    method: tuple[str, ...] = ()
+    rounds: int = 1
+    documents: str = ""
+    related: str = ""
+    constitution: str = ""
     encoder: bool = True
+    level: str = ""
     max_usd: float | None = None
     max_tokens: int | None = None
     max_minutes: float | None = None
+    accept_terms: str = ""
 
     @property
     def folder(self) -> Path:
@@ -154,18 +167,24 @@ class RunConfig:
         """The effort level's counts."""
         return EFFORTS[self.effort]
 
+    def method_files(self) -> dict[str, str]:
+        """The files that methods of writing rows read, by the name of their setting."""
+        return {name: getattr(self, name) for name in METHOD_FILES}
+
     def identity(self) -> dict[str, Any]:
         """The fields that change results: the root of every stage's key.
 
-        Folder and budgets do not, and files count by what they hold (the task's fingerprint). Where the test rows
-        are a file of their own, how many are scored concerns evaluation alone, whose keys hold the rows.
+        Folder, budgets and accepted terms do not, and files count by what they hold (the task's fingerprint). The
+        methods of writing rows concern synthesis and what follows it, whose key holds them; levels and rounds the
+        student, whose keys hold its rows. Where the test rows are a file of their own, how many are scored concerns
+        evaluation alone, whose keys hold the rows.
         """
-        skip = {*_ASIDE, *_FILES, *(("test_rows",) if self.test else ())}
+        skip = {*_ASIDE, *_FILES, "level", "method", "rounds", *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
         return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
 
     def same_run(self, other: RunConfig) -> bool:
-        """Return whether another configuration differs in folder and budgets alone."""
+        """Return whether another configuration differs in folder, budgets and accepted terms alone."""
         mine, others = asdict(self), asdict(other)
         return all(mine[name] == others[name] for name in mine if name not in _ASIDE)
 
@@ -189,6 +208,9 @@ def check(config: RunConfig) -> None:
             hint="limbeck doctor",
         )
     label_shares(config.label_distribution)
+    if config.accept_terms:
+        check_reason(config.accept_terms)
+    parse_levels(config.level)
     for name in ("max_usd", "max_tokens", "max_minutes"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
@@ -196,6 +218,8 @@ def check(config: RunConfig) -> None:
                 f"--{name.replace('_', '-')} is {value}",
                 valid="a number above 0, or leave it out for no limit",
             )
+    if config.rounds < 1:
+        raise InputError(f"--rounds is {config.rounds}", valid="1 or more")
     if config.seed < 0:
         raise InputError(f"--seed is {config.seed}", valid="0 or more")
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +24,14 @@ from limbeck.compile.label import (
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
 from limbeck.errors import StageEmpty
+from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import CANDIDATES, labeler_of, progress_of, samples_of
+from limbeck.pipeline.data import CANDIDATES, FIRST, Turn, labeler_of, progress_of, samples_of
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
 from limbeck.records import Record, read_records, write_records
+from limbeck.review import apply_reviews, read_reviews, review_status
 
 KEPT, REJECTED = "data/kept.parquet", "data/rejected.parquet"
 # The kept rows as labelled without sight of the gold fold that their block keeps out: for out-of-fold fits alone.
@@ -161,13 +165,15 @@ def curate_stage(
     program: dspy.Module,
     tuned: Tuned,
     adapters: Callable[[], list[Path]],
+    *,
+    turn: Turn = FIRST,
 ) -> dict[str, Any]:
     """Apply every rule to the candidates; store kept and rejected rows; return the payload.
 
     `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, `program` its prompt,
     `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed.
     """
-    records = read_records(context.run.path / CANDIDATES)
+    records = read_records(context.run.path / turn.file(CANDIDATES))
     judgement = blind = None
     if context.closed and records:
         teacher = _with_all_demonstrations(context, records, compiled, program, tuned)
@@ -178,12 +184,12 @@ def curate_stage(
     verifiers = context.task.verifiers if judgement else ()
     done = curate(records, gold=gold, protected=protected, judgement=judgement, verifiers=verifiers)
     for_folds = curate(records, gold=gold, protected=protected, judgement=blind, verifiers=verifiers) if blind else done
-    write_records(done.kept, context.run.path / KEPT)
-    write_records(for_folds.kept, context.run.path / BLIND)
-    write_records(done.rejected, context.run.path / REJECTED)
+    files = [turn.file(name) for name in (KEPT, BLIND, REJECTED)]
+    for name, found in zip(files, (done.kept, for_folds.kept, done.rejected), strict=True):
+        write_records(found, context.run.path / name)
     _say(context, done)
     return {
-        "files": [KEPT, BLIND, REJECTED],
+        "files": files,
         "label_model": judgement.model.report() if judgement else None,
         "kept": len(done.kept),
         "log": {
@@ -206,3 +212,56 @@ def _say(context: Context, done: Curated) -> None:
     context.run.reporter.note(f"kept {len(done.kept)} of {total} rows" + (f" (rejected: {reasons})" if reasons else ""))
     if total and not done.kept:
         context.run.warn("curation kept no row: the student is trained on the labels alone")
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """What the distilled student may learn from: labels, kept rows, and these as labelled blind to their fold."""
+
+    gold: list[Record]
+    kept: list[Record]
+    blind: list[Record]
+
+    def outside(self, fold: int) -> list[Record]:
+        """Return the rows that have not seen the gold rows of a fold."""
+        told = [r for r in self.blind if r.provenance.block in (fold, -1)]
+        return [r for r in self.gold if r.provenance.block != fold] + told
+
+    def enough(self, folds: int) -> bool:
+        """Return whether there are rows for every fit."""
+        return bool(self.kept) and all(map(self.outside, range(folds)))
+
+
+def learnable(context: Context, gold: Sequence[Record], number: int = 1) -> Learnable:
+    """Return the rows to learn from: what people said of them holds, and then the levels that the run may use.
+
+    Their ids and answers are in the keys of the fits: other verdicts, another student.
+    """
+    started, path, levels = time.monotonic(), context.run.path, parse_levels(context.config.level)
+    reviews = read_reviews(path)
+    files = [path / Turn(number).file(name) for name in (KEPT, BLIND)]
+    kept, blind = (restrict(apply_reviews(read_records(file), reviews), levels) for file in files)
+    labels = restrict(gold, levels)
+    rows = Learnable(*([r for r in part if r.kept] for part in (labels, kept, blind)))
+    if reviews or levels != frozenset(LEVELS):
+        review = {"review": review_status(path, seed=context.config.seed).to_dict()} if reviews else {}
+        told = _log_review(context, [*labels, *kept], {**review, "seconds": round(time.monotonic() - started, 2)})
+        if kept and not rows.enough(context.split.n_folds):
+            context.run.warn(
+                f"review: of {len(kept)} kept rows too few are left to learn from (rejected: {told}), so there is no "
+                f"distilled student; people can verify rows: limbeck review take {path} --reviewer NAME"
+            )
+    return rows
+
+
+def _log_review(context: Context, rows: Sequence[Record], log: Mapping[str, Any]) -> str:
+    """Put what is left of the rows, and why not the rest, into the report and on the screen; return the why."""
+    rejected = dict(Counter(r.reason for r in rows if not r.kept))
+    left = sum(r.kept for r in rows)
+    context.run.stage_log.append(
+        {"name": "review", **log, "records_in": len(rows), "kept": left, "rejected": rejected}
+        | {"levels": count_levels(rows)}
+    )
+    told = ", ".join(f"{n} {name}" for name, n in rejected.items())
+    context.run.reporter.note(f"{left} of {len(rows)} rows to learn from" + (f" (rejected: {told})" if told else ""))
+    return told

@@ -3,37 +3,80 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import dspy
 
+from limbeck.compile.focus import Focus
 from limbeck.compile.label import (
+    Answer,
     LabelConfig,
     Labeler,
     answer_all,
+    answered,
     block_programs,
     label_pool,
     prompt_hash,
 )
-from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
-from limbeck.compile.source import Source, source_of
-from limbeck.compile.synthesize import SynthesisConfig, synthesize
+from limbeck.compile.source import source_of
+from limbeck.compile.synthesizers import (
+    Materials,
+    Synthesized,
+    check_methods,
+    default_method,
+    parse_methods,
+    write_rows,
+)
 from limbeck.errors import StageEmpty
 from limbeck.metrics import likeness
-from limbeck.pipeline.config import label_shares
+from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
-from limbeck.records import Record, write_records
+from limbeck.pipeline.runfolder import content_hash
+from limbeck.records import Record, read_records, write_records
+from limbeck.task import Task
+from limbeck.terms import resolve
 
 # Below this many parameters a teacher writes worse when asked for a style.
 _FOLLOWS_STYLES = 5e8
+# Seeds that one round may use for its portions.
+_SEEDS_A_ROUND = 1000
 # A gold answer of the teacher counts as right from this score of the metric on.
 _RIGHT = 0.99
-# Calls of one wave of new inputs: later waves show what earlier ones wrote.
-_WAVE = 32
 CANDIDATES = "data/candidates.parquet"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which round of writing this is, and what the student of the round before got wrong."""
+
+    number: int = 1
+    focus: Focus = field(default_factory=Focus)
+
+    @property
+    def suffix(self) -> str:
+        """What the names of a later round's stages and files end in."""
+        return "" if self.number == 1 else f"-{self.number}"
+
+    def file(self, name: str) -> str:
+        """Return the name of this round's file.
+
+        >>> Turn(2).file("data/kept.parquet")
+        'data/kept-2.parquet'
+        """
+        stem, _, ending = name.rpartition(".")
+        return f"{stem}{self.suffix}.{ending}"
+
+    def key(self) -> list[Any]:
+        """Return what a later round's results depend on besides those before it."""
+        return [] if self.number == 1 else [self.number, asdict(self.focus)]
+
+
+FIRST = Turn()
 
 
 def pool_inputs(context: Context) -> list[dict[str, Any]]:
@@ -97,95 +140,103 @@ def labeler_of(context: Context, demos: int, program: dspy.Module) -> Labeler:
     )
 
 
-def synthesize_stage(context: Context, demos: int, program: dspy.Module) -> dict[str, Any]:
-    """Label the pool, write what the pool does not give, and store every candidate; return the payload."""
-    pool = pool_inputs(context)
+def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: Turn = FIRST) -> dict[str, Any]:
+    """Label the pool, write what the pool does not give, and store every candidate; return the payload.
+
+    A later round has the candidates of those before it, and writes half as many rows as a run without a pool.
+    """
+    earlier = read_records(context.run.path / Turn(turn.number - 1).file(CANDIDATES)) if turn.number > 1 else []
+    pool = [] if earlier else pool_inputs(context)
     labeler = labeler_of(context, demos, program)
     config = LabelConfig(samples=samples_of(context), threads=context.callers, seed=context.config.seed)
     records: list[Record] = []
+    written = Synthesized(())
     if pool:
         records += label_pool(pool, labeler, config=config, progress=progress_of(context, "labelling the pool"))
-    wanted = rows_to_write(context, len(pool))
+    wanted = -(-rows_to_write(context, 0) // 2) if earlier else rows_to_write(context, len(pool))
     if wanted:
         try:
-            records += (_written if context.closed else _instructed)(context, wanted, labeler, config)
+            written = _written(context, wanted, labeler, config, turn)
+            records += written.records
         except StageEmpty as error:
             if not records:
                 context.run.warn(f"nothing could be generated: {error.message}")
             else:
                 context.run.warn(f"only the pool is used: {error.message}")
-    write_records(records, context.run.path / CANDIDATES)
-    answered = sum(r.kept for r in records)
+    records = [*earlier, *(_licensed(r, context) for r in records)]
+    write_records(records, context.run.path / turn.file(CANDIDATES))
+    usable = sum(r.kept for r in records)
     return {
-        "files": [CANDIDATES],
+        "files": [turn.file(CANDIDATES)],
         "candidates": len(records),
         "log": {
-            "records_in": len(context.split.gold) + len(pool),
-            "kept": answered,
-            "rejected": {"failed": len(records) - answered} if answered < len(records) else {},
+            "records_in": len(context.split.gold) + len(pool) + len(earlier),
+            "kept": usable,
+            "rejected": dict(Counter(r.reason for r in records if not r.kept)),
+            **({"methods": dict(written.log), "not_written": dict(written.counts)} if written.log else {}),
         },
     }
 
 
-def _source(context: Context) -> Source:
-    """Return what a writer may know of the task; folds are kept apart for a closed task."""
+def _licensed(record: Record, context: Context) -> Record:
+    """Return the record with what the teacher's terms say about training on it."""
+    licence = resolve(context.config.teacher, context.config.api_base).licence
+    return replace(record, provenance=replace(record.provenance, licence=licence))
+
+
+def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
+    """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
+    portions = parse_methods(config.method or (default_method(closed),))
+    check_methods(portions, source_of(task, task.examples), config.method_files())
+
+
+def method_files_hash(context: Context) -> dict[str, str]:
+    """Return a hash of what each file or folder holds that the methods of writing rows read."""
+    return {name: content_hash(Path(path)) for name, path in context.config.method_files().items() if path}
+
+
+def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST) -> Materials:
+    """Return what the methods of writing may use; folds are kept apart for a closed task."""
     folds = context.split.folds if context.split.n_folds and context.closed else ()
-    return source_of(context.task, context.split.gold, folds)
-
-
-def _writing(context: Context, wanted: int) -> SynthesisConfig:
-    """Return how rows are written; a very small teacher follows no style and needs a cooler head."""
-    config = SynthesisConfig(
-        total=wanted,
-        distribution=label_shares(context.config.label_distribution),
-        threads=context.callers,
-        seed=context.config.seed,
-    )
     parameters = local_parameters(context.config.teacher)
-    if parameters is not None and parameters < _FOLLOWS_STYLES:
-        return replace(config, styled=0.0, temperature=0.7, top_p=0.9)
-    return config
-
-
-def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
-    """Return label-conditioned rows, each with what the teacher says when it reads them back."""
-    made = synthesize(
-        _source(context),
-        lm=context.teacher,
-        adapter=context.plan.adapter,
-        config=_writing(context, wanted),
-        progress=progress_of(context, "writing rows"),
+    return Materials(
+        source_of(context.task, context.split.gold, folds),
+        context.teacher,
+        context.plan.adapter,
+        labeler,
+        samples=samples_of(context),
+        threads=context.callers,
+        seed=context.config.seed + _SEEDS_A_ROUND * (turn.number - 1),
+        distribution=label_shares(context.config.label_distribution),
+        follows_styles=parameters is None or parameters >= _FOLLOWS_STYLES,
+        options=context.config.method_files(),
+        focus=turn.focus,
+        progress=lambda what, done, total: progress_of(context, what)(done, total),
     )
-    blocks = [
-        r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in made.records
-    ]
+
+
+def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig, turn: Turn) -> Synthesized:
+    """Return written rows with their answers: what a method left open, and in a closed task every label."""
+    portions = parse_methods(context.config.method or (default_method(context.closed),))
+    made = write_rows(portions, materials_of(context, labeler, turn), wanted)
+    names = context.task.output_fields
+    asked = [r for r in made.records if r.kept and (context.closed or any(name not in r.outputs for name in names))]
+    blocks = [r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in asked]
+    what = "reading back what was written" if context.closed else "answering new inputs"
     answers = answer_all(
-        [r.inputs for r in made.records],
-        labeler,
-        blocks=blocks,
-        config=config,
-        progress=progress_of(context, "reading back what was written"),
+        [r.inputs for r in asked], labeler, blocks=blocks, config=config, progress=progress_of(context, what)
     )
-    return [
-        replace(r, soft=a.soft, soft_source=a.soft_source, scores={**r.scores, **a.scores})
-        if not a.reason
-        else r.reject(a.reason)
-        for r, a in zip(made.records, answers, strict=True)
-    ]
+    told = {id(r): _told(r, a, intended=context.closed) for r, a in zip(asked, answers, strict=True)}
+    return replace(made, records=tuple(told.get(id(r), r) for r in made.records))
 
 
-def _instructed(context: Context, wanted: int, labeler: Labeler, config: LabelConfig) -> list[Record]:
-    """Return new inputs written the Self-Instruct way and answered by rejection sampling."""
-    show = progress_of(context, "writing new inputs"), progress_of(context, "answering new inputs")
-    made = self_instruct(
-        _source(context),
-        labeler,
-        config=SelfInstructConfig(
-            total=wanted, samples=config.samples, threads=config.threads, wave=_WAVE, seed=config.seed
-        ),
-        progress=lambda what, done, total: show[what == "answer"](done, total),
-    )
-    return list(made.records)
+def _told(record: Record, answer: Answer, *, intended: bool) -> Record:
+    """Return the record with its answer; an `intended` label stays what the row was written for."""
+    if answer.reason:
+        return record.reject(answer.reason)
+    if not intended or not record.outputs:
+        return answered(record, answer)
+    return replace(record, soft=answer.soft, soft_source=answer.soft_source, scores={**record.scores, **answer.scores})
 
 
 def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record]) -> list[Record]:

@@ -89,6 +89,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     from limbeck.models.names import check_name
     from limbeck.models.openai_engine import gives_probabilities
     from limbeck.pipeline.run import check_task, read_task
+    from limbeck.terms import resolve
 
     if task is None:
         check(config)
@@ -143,7 +144,9 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     )
     searched = [one.name for one in _searches(config, task, closed)]
     left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
-    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes, *left_out))
+    terms = [resolve(name, config.api_base) for name in (config.teacher, config.reflection) if name]
+    told = [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]
+    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes, *told, *left_out))
 
 
 def _describes(config: RunConfig, task: Task) -> bool:

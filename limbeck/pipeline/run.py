@@ -20,8 +20,8 @@ from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.curation import BLIND, KEPT, curate_stage
-from limbeck.pipeline.data import synthesize_stage, trusted_gold
+from limbeck.pipeline.curation import curate_stage, learnable
+from limbeck.pipeline.data import FIRST, Turn, check_writing, method_files_hash, synthesize_stage, trusted_gold
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
     STUDENT,
@@ -31,13 +31,15 @@ from limbeck.pipeline.judge import (
     evaluate_systems,
 )
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
+from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, for_classes, prompt_text
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
-from limbeck.records import Record, read_records
+from limbeck.records import Record
 from limbeck.report import write_report
 from limbeck.task import Task, check_context, task_from_labels
 from limbeck.taskfile import load_task
+from limbeck.terms import Ruling, reported, rulings
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,41 @@ def run(
     own = task is None
     if task is None:
         check(config)
-        task = read_task(config)
+    terms = terms_of(config)
+    task = read_task(config) if task is None else task
     check_task(config, task)
     with open_run(config, reporter or Silent()) as folder:
         context = _prepare(folder, task)
         folder.keep_config(labels=own)
-        return _Way(context).go(until)
+        _tell_terms(folder, terms)
+        return _Way(context, terms).go(until)
+
+
+def terms_of(config: RunConfig) -> dict[str, Ruling]:
+    """Return what the terms of the models that write say of training on outputs, by role.
+
+    Raises `InputError` where they forbid it and the configuration does not say why the run goes on.
+    """
+    models = {"teacher": config.teacher, "reflection model": config.reflection}
+    return rulings(models, config.api_base, config.accept_terms)
+
+
+def _tell_terms(folder: RunFolder, terms: Mapping[str, Ruling]) -> None:
+    """Warn of conditions, once a run and not once a start, and store the reason for going on against the terms."""
+    ledger, reason = folder.ledger, folder.config.accept_terms.strip()
+    warned = {event.data.get("text") for event in ledger.events("warning")}
+    accepted = [event.data for event in ledger.events("terms accepted")]
+    for role, ruling in terms.items():
+        if ruling.verdict == "allowed":
+            continue
+        text = ruling.told(reason)
+        if text in warned:
+            folder.warnings.append(text)
+        else:
+            folder.warn(text)
+        said = {"role": role, **ruling.head(), "reason": reason}
+        if reason and said not in accepted:
+            ledger.event("terms accepted", **said)
 
 
 def _prepare(folder: RunFolder, task: Task) -> Context:
@@ -118,7 +149,9 @@ def check_task(config: RunConfig, task: Task) -> None:
     known = built_in()
     if config.optimizer and config.optimizer not in known:
         raise InputError(f"unknown optimizer {config.optimizer!r}", valid=", ".join(known))
-    if not StudentPlan(config.student, None, task).closed:
+    closed = StudentPlan(config.student, None, task).closed
+    check_writing(config, task, closed)
+    if not closed:
         return
     if config.optimizer and config.optimizer not in INSTRUCTING:
         raise InputError(
@@ -189,8 +222,8 @@ def _within_context(folder: RunFolder, task: Task, *models: tuple[LM, bool]) -> 
 class _Way:
     """The stages of one run, in order; each method reads what those before it stored."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, context: Context, terms: Mapping[str, Ruling]) -> None:
+        self.context, self.terms = context, terms
         self.bare = context.task.program
         self.hashes: dict[str, Any] = {"task": context.task.fingerprint}
 
@@ -207,7 +240,7 @@ class _Way:
         self.curate(compiled, gold)
         if last == 2:
             return Outcome(until, None)
-        student = self.finetune(gold)
+        student = self.finetune(compiled, gold)
         return Outcome(until, self.evaluate(gold, student) if last == 4 else None)
 
     def _done(self, payload: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -256,7 +289,8 @@ class _Way:
 
     def _final(self, name: str, recipe: Recipe, records: list[Record], tuned: Tuned) -> dict[str, Any]:
         context = self.context
-        ids = [[r.id, dict(r.outputs), r.soft, round(r.weight, 6)] for r in records]
+        # Only where there is one: keys of rows without a rationale stay what they were.
+        ids = [[r.id, dict(r.outputs), r.soft, round(r.weight, 6), *filter(None, [r.rationale])] for r in records]
         key = context.key(name, recipe.values(), ids, dict(context.task.label_descriptions))
 
         def work() -> dict[str, Any]:
@@ -268,33 +302,55 @@ class _Way:
         self.hashes[ADAPTERS[name]] = payload["adapter_hash"]
         return payload
 
-    def synthesize(self, compiled: Mapping[str, Any]) -> None:
-        """Label the pool and write new rows."""
+    def synthesize(self, compiled: Mapping[str, Any], turn: Turn = FIRST) -> None:
+        """Label the pool and write new rows; in a later round, write what the student got wrong."""
         context = self.context
-        key = context.key("synthesize", self.hashes["compile"])
+        parts = self.hashes["compile"], context.config.method, method_files_hash(context), *turn.key()
         payload = context.run.stage(
-            "synthesize", key, lambda: synthesize_stage(context, int(compiled["demos"]), self.program)
+            f"synthesize{turn.suffix}",
+            context.key("synthesize", *parts),
+            lambda: synthesize_stage(context, int(compiled["demos"]), self.program, turn),
         )
         self._done(payload, "synthesize")
 
-    def curate(self, compiled: Mapping[str, Any], gold: Tuned) -> None:
+    def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""
         context = self.context
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY])
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
         payload = context.run.stage(
-            "curate", key, lambda: curate_stage(context, compiled, self.program, gold, adapters)
+            f"curate{turn.suffix}",
+            key,
+            lambda: curate_stage(context, compiled, self.program, gold, adapters, turn=turn),
         )
         self._done(payload, "curate")
 
-    def finetune(self, gold: Tuned) -> Tuned | None:
-        """Tune and train the student on labels and kept rows; None where nothing was kept."""
-        context, spend = self.context, self.context.spend
-        kept = read_records(context.run.path / KEPT)
-        unseen = read_records(context.run.path / BLIND)
-        if not kept:
+    def finetune(self, compiled: Mapping[str, Any], gold: Tuned) -> Tuned | None:
+        """Tune and train the student on labels and kept rows, in rounds; None where nothing was kept."""
+        best = self._tuned(gold, 1)
+        for number in range(2, self.context.config.rounds + 1):
+            if best is None or not best.tuned.scores:
+                self.context.run.warn(
+                    "rounds: one only, for without kept rows and folds there are no errors"
+                )
+                break
+            turn = Turn(number, weaknesses(self.context, best.tuned))
+            self.synthesize(compiled, turn)
+            self.curate(compiled, gold, turn)
+            found = self._tuned(gold, number)
+            if found is None or not told(self.context, found, best):
+                break
+            best = found
+        if best is None:
             return None
-        rows = len(self.gold) + len(kept)
+        self._final(STUDENT, best.tuned.recipe, best.rows.gold + best.rows.kept, best.tuned)
+        return best.tuned
+
+    def _tuned(self, gold: Tuned, number: int) -> Round | None:
+        context, spend = self.context, self.context.spend
+        rows = learnable(context, self.gold, number)
+        if not rows.enough(context.split.n_folds):
+            return None
         recipes = [
             for_classes(
                 replace(
@@ -305,20 +361,14 @@ class _Way:
                     stop=1.0,
                     demos=demos,
                 ),
-                rows,
+                len(rows.gold) + len(rows.kept),
                 len(context.task.labels) if context.closed else 0,
             )
             for demos in spend.demos
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
-
-        def blind(fold: int) -> list[Record]:
-            return self._gold_outside(fold) + [r for r in unseen if r.provenance.block in (fold, -1)]
-
-        tuned = tune(context, STUDENT, recipes, blind)
-        self._final(STUDENT, tuned.recipe, self.gold + kept, tuned)
-        return tuned
+        return Round(number, tune(context, STUDENT, recipes, rows.outside), rows)
 
     def evaluate(self, gold: Tuned, student: Tuned | None) -> dict[str, Any]:
         """Score every system on the test rows, choose what the run returns, write report.json."""
@@ -331,6 +381,7 @@ class _Way:
         results = evaluate_systems(context, self.bare, self.program, recipes)
         context.run.stage_log.append({"name": "evaluate", "seconds": round(time.monotonic() - started, 2)})
         report = build_report(context, results, choice, self.hashes)
+        report["terms"] = reported(self.terms, context.config.accept_terms)
         # Chosen out of fold: a program picked on test rows would have no honest score.
         self._remember(choice.system, recipes)
         write_report(context.run.path, report)

@@ -36,7 +36,7 @@ _ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 2048
 CALLERS, _SERVER_CALLERS = 96, 16
 # Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
 # the passes over the rows that are enough for any.
-_STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 4, 8, 16
+_STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -91,8 +91,8 @@ def for_classes(recipe: Recipe, rows: int, classes: int) -> Recipe:
 
     >>> [for_classes(Recipe(1e-3, 3.0), 400, classes).batch_size for classes in (10, 77)]
     [16, 8]
-    >>> for_classes(Recipe(1e-3, 3.0), 400, 77).epochs, for_classes(Recipe(1e-3, 6.0), 77, 77).epochs
-    (6.2, 16)
+    >>> for_classes(Recipe(1e-3, 3.0), 400, 200).epochs, for_classes(Recipe(1e-3, 3.0), 77, 200).epochs
+    (8.0, 16)
     """
     wanted = _STEPS_A_CLASS * classes
     if rows * recipe.epochs / recipe.batch_size >= wanted:

@@ -1,0 +1,295 @@
+"""What writes training rows: one interface, so that methods can be named, mixed by shares and chained.
+
+A synthesizer reads records (the gold rows, or what the method before it in a chain wrote) and writes records. A
+record without outputs is answered afterwards by the compiled program; one with outputs keeps them, and in a closed
+task the program reads every record back. Methods are found by the entry point group `limbeck.synthesizers`; the
+built-in ones come through the same door.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
+
+import dspy
+
+from limbeck.compile.focus import Focus
+from limbeck.compile.label import Labeler
+from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
+from limbeck.compile.source import Source
+from limbeck.compile.synthesize import Distribution, SynthesisConfig, synthesize
+from limbeck.errors import InputError, StageEmpty
+from limbeck.records import Record
+
+GROUP = "limbeck.synthesizers"
+GOLD = "gold"
+# Written as entry points are, so that a method's module is imported only when it is asked for.
+BUILT_IN = {
+    "label_conditioned": "limbeck.compile.synthesizers:LabelConditioned",
+    "self_instruct": "limbeck.compile.synthesizers:SelfInstruct",
+}
+# What is being done, how many are done, how many are wanted.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a synthesizer may use besides the records it reads.
+
+    `lm` under `adapter` writes; `labeler` answers inputs with the compiled program. `options` are the files that some
+    methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given.
+    `threads` calls wait at once; everything drawn comes from `seed`. `focus` is what a student got wrong.
+    """
+
+    source: Source
+    lm: dspy.LM
+    adapter: Any
+    labeler: Labeler
+    samples: int = 3
+    threads: int = 16
+    seed: int = 0
+    distribution: Distribution = "uniform"
+    follows_styles: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    focus: Focus = field(default_factory=Focus)
+    progress: Progress | None = None
+
+    def show(self, what: str) -> Callable[[int, int], None]:
+        """Return what shows the progress of one step."""
+        tell = self.progress
+        return (lambda done, total: tell(what, done, total)) if tell else (lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """The records written, rejected ones among them; `counts` says by rule what never became a record.
+
+    `log` holds plain JSON values for the report: what the method measured while it worked.
+    """
+
+    records: tuple[Record, ...]
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    log: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Synthesizer(Protocol):
+    """One method of writing training rows."""
+
+    @property
+    def name(self) -> str:
+        """The method's name, as on the command line and in every record's provenance."""
+        ...
+
+    @property
+    def begins(self) -> bool:
+        """Whether it works from the gold rows alone and so can only begin a chain."""
+        ...
+
+    def check(self, source: Source, options: Mapping[str, Any]) -> None:
+        """Raise InputError where the task or the run's options do not fit, before anything is spent."""
+        ...
+
+    def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
+        """Return about `wanted` new records; the same for the same seed.
+
+        Raises StageEmpty when nothing passes; BudgetExceeded and KeyboardInterrupt pass through.
+        """
+        ...
+
+
+class LabelConditioned:
+    """Inputs for labels chosen first; see `limbeck.compile.synthesize`."""
+
+    name = "label_conditioned"
+    begins = True
+
+    def check(self, source: Source, options: Mapping[str, Any]) -> None:
+        """Raise InputError for a task without labels."""
+        if not source.labels:
+            raise InputError(
+                f"--method {self.name} writes inputs for labels, and this task has none",
+                valid="a task with one closed set of labels",
+                hint="--method self_instruct",
+            )
+
+    def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
+        """Return inputs with the labels they were written for; a small model follows no style."""
+        config = SynthesisConfig(
+            total=wanted,
+            distribution=materials.distribution,
+            threads=materials.threads,
+            seed=materials.seed,
+            focus=materials.focus,
+        )
+        if not materials.follows_styles:
+            config = replace(config, styled=0.0, temperature=0.7, top_p=0.9)
+        made = synthesize(
+            materials.source,
+            lm=materials.lm,
+            adapter=materials.adapter,
+            config=config,
+            progress=materials.show("writing rows"),
+        )
+        return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
+
+
+class SelfInstruct:
+    """New inputs beside eight demonstrations, answered by rejection sampling; see `limbeck.compile.selfinstruct`."""
+
+    name = "self_instruct"
+    begins = True
+    # Calls of one wave of new inputs: later waves show what earlier ones wrote.
+    wave = 32
+
+    def check(self, source: Source, options: Mapping[str, Any]) -> None:
+        """Every task fits."""
+
+    def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
+        """Return new inputs with their answers."""
+        show = {"write": materials.show("writing new inputs"), "answer": materials.show("answering new inputs")}
+        made = self_instruct(
+            materials.source,
+            materials.labeler,
+            config=SelfInstructConfig(
+                total=wanted,
+                samples=materials.samples,
+                threads=materials.threads,
+                wave=self.wave,
+                seed=materials.seed,
+                focus=materials.focus,
+            ),
+            progress=lambda what, done, total: show[what](done, total),
+        )
+        return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One part of the rows to write: methods one after the other, and the share of the rows."""
+
+    chain: tuple[str, ...]
+    share: float
+
+    @property
+    def name(self) -> str:
+        """The chain as it is written on the command line."""
+        return ">".join(self.chain)
+
+
+def parse_methods(given: Sequence[str]) -> tuple[Portion, ...]:
+    """Return the portions that `--method NAME[>NAME...][=SHARE]`, given several times, asks for.
+
+    A share left out is 1; shares are relative to their sum. Raises InputError for what is none.
+
+    >>> [(p.name, round(p.share, 2)) for p in parse_methods(["self_instruct=3", "self_instruct>evol_instruct"])]
+    [('self_instruct', 0.75), ('self_instruct>evol_instruct', 0.25)]
+    """
+    found: list[Portion] = []
+    for text in given:
+        names, _, share = text.partition("=")
+        chain = tuple(name.strip().replace("-", "_") for name in names.split(">"))
+        try:
+            part = float(share) if share else 1.0
+        except ValueError:
+            part = 0.0
+        if not all(chain) or not 0 < part < float("inf"):
+            raise InputError(
+                f"--method {text!r} is not a method with a share",
+                valid="NAME, NAME=SHARE or FIRST>SECOND=SHARE with a share above 0, such as evol_instruct=0.5",
+                hint="limbeck run --help",
+            )
+        found.append(Portion(chain, part))
+    total = sum(portion.share for portion in found)
+    return tuple(replace(portion, share=portion.share / total) for portion in found)
+
+
+@lru_cache(maxsize=1)
+def known_methods() -> Mapping[str, EntryPoint]:
+    """Return the entry points of all installed synthesizers by name; a built-in name cannot be taken."""
+    own = {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}
+    return {**{point.name: point for point in entry_points(group=GROUP)}, **own}
+
+
+def load_method(name: str) -> Synthesizer:
+    """Return a synthesizer by its name; InputError for one that is not installed."""
+    known = known_methods()
+    if name not in known:
+        raise InputError(f"unknown method {name!r}", valid=", ".join(sorted(known)), hint="limbeck run --help")
+    return cast(Synthesizer, known[name].load()())
+
+
+def default_method(closed: bool) -> str:
+    """Return the method of a run that names none."""
+    return LabelConditioned.name if closed else SelfInstruct.name
+
+
+def check_methods(portions: Sequence[Portion], source: Source, options: Mapping[str, Any]) -> None:
+    """Raise InputError for a method that is not known, does not fit the task or stands where it cannot."""
+    for portion in portions:
+        for at, name in enumerate(portion.chain):
+            method = load_method(name)
+            method.check(source, options)
+            if method.begins and at:
+                raise InputError(
+                    f"--method {portion.name}: {name} works from the gold rows and cannot follow another method",
+                    valid=f"{name} first, or as a portion of its own",
+                )
+
+
+def block_of_child(parent: Record, source: Source) -> int:
+    """Return the block of a record made from `parent` alone: a fold whose gold rows it has not seen.
+
+    A generated parent hands down its own. Of a gold row's fold the student that is judged there must not learn,
+    so its child gets another fold, drawn by the row; -1 where there are no folds.
+    """
+    if parent.provenance.method != GOLD:
+        return parent.provenance.block
+    others = [fold for fold in source.blocks if fold not in (-1, parent.provenance.block)]
+    return others[int(parent.id, 16) % len(others)] if others else -1
+
+
+def write_rows(portions: Sequence[Portion], materials: Materials, wanted: int) -> Synthesized:
+    """Return about `wanted` records, each portion by its methods in turn.
+
+    In a chain each method reads what the one before it kept; the records of the last one are returned, with the
+    rejected ones of all. A portion that gives nothing is left out and counted, unless all do: StageEmpty.
+    """
+    records: list[Record] = []
+    counts: Counter[str] = Counter()
+    log: dict[str, Any] = {}
+    errors: list[StageEmpty] = []
+    for number, portion in enumerate(portions):
+        part = max(1, round(wanted * portion.share))
+        own = replace(materials, seed=materials.seed + number)
+        try:
+            made = _chained(portion, own, part)
+        except StageEmpty as error:
+            errors.append(error)
+            counts[f"{portion.name}: nothing"] += 1
+            continue
+        records += made.records
+        counts.update(made.counts)
+        log[portion.name] = {"wanted": part, "written": sum(r.kept for r in made.records), **made.log}
+    if errors and not records:
+        raise errors[0]
+    return Synthesized(tuple(records), dict(counts), log)
+
+
+def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized:
+    given: Sequence[Record] = materials.source.gold
+    rejected: list[Record] = []
+    counts: Counter[str] = Counter()
+    log: dict[str, Any] = {}
+    made = Synthesized(())
+    for at, name in enumerate(portion.chain):
+        made = load_method(name)(given, materials, wanted)
+        counts.update(made.counts)
+        log |= made.log
+        if at + 1 < len(portion.chain):
+            rejected += [r for r in made.records if not r.kept]
+        given = [r for r in made.records if r.kept]
+    return Synthesized((*rejected, *made.records), dict(counts), log)

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.errors import ModelError
+from limbeck.sandbox import isolation
 
 _GIB = 1 << 30
 _DISK = 8  # GiB: torch, a dequantized 1.5B teacher and a run
@@ -81,7 +82,7 @@ def examine(*, measure: bool = False, environ: Mapping[str, str] | None = None) 
     if measure:
         findings.append(_bf16())
     findings += [_package(package) for package in PACKAGES]
-    return [*findings, _teachers(env), _hub(env), _keys(env)]
+    return [*findings, _sandbox(), _teachers(env), _hub(env), _keys(env)]
 
 
 def show(console: Console | None = None, *, measure: bool = False) -> bool:
@@ -215,6 +216,11 @@ def _bf16() -> Finding:
     device = best_device()
     kind = str(best_dtype(device)).removeprefix("torch.")
     return Finding("fastest number type", f"{kind} on {device.type}")
+
+
+def _sandbox() -> Finding:
+    found = isolation()
+    return Finding("sandbox for generated code", "; ".join([str(found), *found.why]), found.strong)
 
 
 def _package(package: Package) -> Finding:

@@ -62,7 +62,8 @@ def lines(request: GenerateRequest, count: int = 2) -> str:
 
 
 def run(lm: Any, **config: Any) -> SelfInstructed:
-    return self_instruct(source(), labeler(lm), config=SelfInstructConfig(**{"per_call": 2, **config}))
+    options: dict[str, Any] = {"per_call": 2, **config}
+    return self_instruct(source(), labeler(lm), config=SelfInstructConfig(**options))
 
 
 @given(words, words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -68,7 +68,7 @@ class Nothing(Double):
 
 
 @pytest.fixture
-def methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def methods(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Two methods of another package, as its entry points name them."""
     found = [EntryPoint(c.name, f"test_synthesizers:{c.__name__}", synthesizers.GROUP) for c in (Double, Nothing)]
     taken = EntryPoint("self_instruct", "test_synthesizers:Nothing", synthesizers.GROUP)

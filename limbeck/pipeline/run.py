@@ -330,9 +330,7 @@ class _Way:
         best = self._tuned(gold, 1)
         for number in range(2, self.context.config.rounds + 1):
             if best is None or not best.tuned.scores:
-                self.context.run.warn(
-                    "rounds: one only, for without kept rows and folds there are no errors"
-                )
+                self.context.run.warn("rounds: one only, for without kept rows and folds there are no errors")
                 break
             turn = Turn(number, weaknesses(self.context, best.tuned))
             self.synthesize(compiled, turn)

@@ -1,7 +1,8 @@
 """Keep what can be trusted: named rules in a fixed order, each with a count and examples.
 
-Cheap rules about the text come first, then copies (duplicates, protected rows), then what the label model and
-the verifiers say. The first rule that a record breaks is its reason and stays on the record.
+Personal data is masked first. Cheap rules about the text come next, then outliers, then copies (of documents,
+of protected rows, of each other), then what the label model and the verifiers say. The first rule that a record
+breaks is its reason and stays on the record.
 """
 
 from __future__ import annotations
@@ -15,30 +16,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.compile.dedup import Contamination, NearDuplicates, normalize, record_text
+from limbeck.compile.dedup import Contamination, NearDuplicates, jaccard, normalize, record_text, shingles
+from limbeck.compile.labelerrors import suspect_rows
 from limbeck.compile.labelmodel import LabelModel
+from limbeck.compile.origins import has_intended_label, is_written, may_repeat, own_words
+from limbeck.compile.outliers import LanguageOutliers, LengthOutliers
+from limbeck.compile.overlap import OverlapConfig, Verbatim
+from limbeck.compile.pii import MASK, PiiConfig, PiiFilter
+from limbeck.compile.semantic import SemanticDuplicates
 from limbeck.records import Record
 from limbeck.verifiers import Grounded, Verifier, grounded_keys, votes
 
-# Methods whose inputs a model wrote; the user's own rows are not held to the rules about writing.
-GENERATED = frozenset({"label_conditioned", "self_instruct"})
 _EXAMPLES = 5
 
-# Wording of prompts that small models copy into what they write; phrases that gold rows use are left out.
-_LEAKS = (
-    "as an ai",
-    "labelled as",
-    "labeled as",
-    "belongs to the label",
-    "belong to the label",
-    "here are",
-    "here is",
-    "example 1",
-    "different texts",
-    "sure,",
-    "style:",
-    "label:",
-    "meaning:",
+# Wording of prompts and answers that small models copy into what they write; what gold rows use is left out.
+_LEAKS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+    for pattern in (
+        r"\bas an ai\b|\blanguage model\b",
+        r"\blabell?ed as\b|\bbelongs? to the (?:label|category|class)\b",
+        r"\bhere (?:is|are)\b",
+        r"\bhere's (?:an?|the|your|some|one|\w+ing)\b.{0,40}:",
+        r"\bexample \d|\bdifferent (?:texts|examples)\b",
+        r"^\W*(?:sure|certainly|of course|absolutely)\s*[,!]",
+        r"\b(?:style|label|meaning|category):",
+        r"^\W*(?:text|input|output|query|sentence|user|assistant)s?\s*\d*:",
+        r"<\|\w+\|>|\[/?INST\]|^```|^#{2,}\s",
+    )
 )
 _PLACEHOLDER = re.compile(r"\[[^\]\n]{2,40}\]|\{[^}\n]{2,40}\}|<[a-zA-Z][^>\n]{1,40}>")
 
@@ -52,6 +56,13 @@ class CurateConfig:
     share of gold) hold for every labelled row, `min_agreement` for the samples of an open answer.
     `intended_share` is the part of the soft target that goes to the label a row was written for.
     `length_factor` is how many times longer or shorter than any real input a generated one may be.
+
+    The rest is off by default, `thorough` turns it on: `pii` is what happens to personal data, `language` the
+    confidence from which a generated text in another language than gold is rejected, `length_limit` the distance
+    of its length from gold's in robust standard deviations, `semantic` the cosine from which it says the same as
+    an earlier row, and `label_errors` whether confident learning may reject it. With `by_field` two rows are near
+    duplicates only where every input field is: two questions about one passage are not. `overlap` limits what is
+    copied from the documents, where `curate` is given some.
     """
 
     near_duplicate: float = 0.7
@@ -62,6 +73,18 @@ class CurateConfig:
     min_reliability: float | None = None
     min_agreement: float = 0.5
     intended_share: float = 0.2
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
+    pii: PiiConfig | None = None
+    language: float | None = None
+    length_limit: float | None = None
+    semantic: float | None = None
+    label_errors: bool = False
+    by_field: bool = False
+
+    @classmethod
+    def thorough(cls) -> CurateConfig:
+        """Return the configuration with every rule on, at the thresholds whose reasons their modules give."""
+        return cls(pii=PiiConfig(), language=0.9, length_limit=3.5, semantic=0.95, label_errors=True, by_field=True)
 
 
 @dataclass(frozen=True)
@@ -83,12 +106,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Curated:
-    """What a stage kept and rejected, with a count and the first record ids of every reason."""
+    """What a stage kept and rejected, with a count and the first record ids of every reason.
+
+    `pii` counts the records with personal data of each kind; `notes` say which rules could not look, and why.
+    """
 
     kept: tuple[Record, ...]
     rejected: tuple[Record, ...]
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    pii: Mapping[str, int] = field(default_factory=dict[str, int])
+    notes: tuple[str, ...] = ()
 
 
 def curate(
@@ -99,33 +127,96 @@ def curate(
     judgement: Judgement | None = None,
     verifiers: Sequence[Verifier] = (),
     config: CurateConfig | None = None,
+    documents: Mapping[str, str] | None = None,
 ) -> Curated:
     """Return the records split into kept and rejected, in their order.
 
     `gold` are the real rows (wording, lengths and duplicates are compared with them), `protected` the texts
-    (`record_text`) of rows that nothing may repeat. With a judgement, kept rows carry its calibrated
-    distribution as their soft target and their class's reliability as their weight. Records that come
-    in rejected keep their reason. Of two near duplicates the earlier one stays: put real rows first.
+    (`record_text`) of rows that nothing may repeat, `documents` given texts by name that nothing may copy. With a
+    judgement, kept rows carry its calibrated distribution as their soft target and their class's reliability as
+    their weight. Records that come in rejected keep their reason. Of two near duplicates the earlier one stays: put
+    real rows first. Masked records have another id than before.
     """
     config = config or CurateConfig()
+    privacy = PiiFilter(gold, config.pii) if config.pii else None
+    if privacy:
+        records = [privacy.apply(record) for record in records]
+        # What is compared with masked rows must be masked as they are.
+        gold, protected = [privacy.apply(row) for row in gold], [privacy.apply_text(text) for text in protected]
     if judgement is not None:
-        records = [_judged(r, p, judgement, config) for r, p in _with_rows(records, judgement)]
+        records = _all_judged(records, judgement, config)
     copies = NearDuplicates(threshold=config.near_duplicate)
-    for row in gold:
-        copies.add(row.id, record_text(row.inputs))
+    known: dict[str, Mapping[str, Any]] = {}
+    said = [row.inputs for row in (*gold, *records) if not row.reason]
+    meanings = SemanticDuplicates(said, threshold=config.semantic) if config.semantic is not None else None
+    output = judgement.output if judgement else ""
     rules = (
+        *pii_rules(config),
         *text_rules(gold, _labels(judgement), config),
-        *copy_rules(copies, gold, protected, config),
+        *outlier_rules(gold, output, config),
+        *verbatim_rules(documents or {}, gold, config),
+        *copy_rules(copies, gold, protected, config, known),
+        *meaning_rules(meanings, output),
         *trust_rules(gold, judgement, config),
     )
+
+    def remember(row: Record) -> None:
+        copies.add(row.id, record_text(row.inputs))
+        known[row.id] = row.inputs
+        if meanings:
+            meanings.add(row.id, row.inputs, _group(row, output))
+
+    for row in gold:
+        remember(row)
     done: list[Record] = []
     for record in records:
         reason = record.reason or next((rule.name for rule in rules if rule.broken(record)), "")
         record = record.reject(reason) if reason else _verified(record, verifiers)
         if record.kept:
-            copies.add(record.id, record_text(record.inputs))
+            remember(record)
         done.append(record)
-    return _summary(done)
+    return replace(_summary(done), notes=tuple(note for part in (privacy, meanings) if part for note in part.notes))
+
+
+def pii_rules(config: CurateConfig) -> tuple[Rule, ...]:
+    """Return a rule pii_email, pii_phone, ... for each kind of personal data that is to be dropped."""
+    if config.pii is None or config.pii.action != "drop":
+        return ()
+
+    keys = {f"pii_{kind}": f"pii:{kind}" for kind in config.pii.kinds}
+    return tuple(Rule(name, lambda r, key=key: r.scores.get(key, 0.0) > 0) for name, key in keys.items())
+
+
+def outlier_rules(gold: Sequence[Record], output: str, config: CurateConfig) -> tuple[Rule, ...]:
+    """Return the rules language and length_outlier, those of them that are on; the label in `output` is no text."""
+    rules: list[Rule] = []
+
+    def written(row: Record) -> dict[str, Any]:
+        return {**row.inputs, **{name: value for name, value in row.outputs.items() if name != output}}
+
+    if config.language is not None:
+        spoken = LanguageOutliers([written(row) for row in gold], confidence=config.language)
+        rules.append(Rule("language", _generated(lambda r: spoken.odd(written(r)))))
+    if config.length_limit is not None:
+        lengths = LengthOutliers([row.inputs for row in gold], limit=config.length_limit)
+        rules.append(Rule("length_outlier", _generated(lambda r: lengths.odd(r.inputs))))
+    return tuple(rules)
+
+
+def verbatim_rules(documents: Mapping[str, str], gold: Sequence[Record], config: CurateConfig) -> tuple[Rule, ...]:
+    """Return the rule verbatim, where there are documents."""
+    if not documents:
+        return ()
+    index = Verbatim(documents, gold, config.overlap)
+    return (Rule("verbatim", _generated(lambda r: index.find(own_words(r)) is not None)),)
+
+
+def meaning_rules(meanings: SemanticDuplicates | None, output: str) -> tuple[Rule, ...]:
+    """Return the rule semantic_duplicate against `meanings`, which may grow; a row of another label is none."""
+    if meanings is None:
+        return ()
+    said = _generated(lambda r: meanings.find(r.inputs, _group(r, output)) is not None)
+    return (Rule("semantic_duplicate", said),)
 
 
 def text_rules(gold: Sequence[Record], labels: Sequence[str], config: CurateConfig) -> tuple[Rule, ...]:
@@ -134,16 +225,16 @@ def text_rules(gold: Sequence[Record], labels: Sequence[str], config: CurateConf
     lengths = [len(text.split()) for text in texts] or [1]
     low = min(lengths) / config.length_factor
     high = max(lengths) * config.length_factor + 1
-    leaks = [phrase for phrase in _LEAKS if not any(phrase in text.casefold() for text in texts)]
-    fill_in = not any(_PLACEHOLDER.search(text) for text in texts)
+    leaks = [leak for leak in _LEAKS if not any(leak.search(text) for text in texts)]
+    fill_in = not any(_PLACEHOLDER.search(MASK.sub("", text)) for text in texts)
     names = _telltale_names(gold, labels)
 
     def words(record: Record) -> int:
         return len(record_text(record.inputs).split())
 
     def leaked(record: Record) -> bool:
-        text = record_text(record.inputs)
-        return any(p in text.casefold() for p in leaks) or (fill_in and bool(_PLACEHOLDER.search(text)))
+        text = MASK.sub("", record_text(record.inputs))
+        return any(leak.search(text) for leak in leaks) or (fill_in and bool(_PLACEHOLDER.search(text)))
 
     def named(record: Record) -> bool:
         text = f" {normalize(record_text(record.inputs).replace('_', ' '))} "
@@ -159,9 +250,16 @@ def text_rules(gold: Sequence[Record], labels: Sequence[str], config: CurateConf
 
 
 def copy_rules(
-    copies: NearDuplicates, gold: Sequence[Record], protected: Iterable[str], config: CurateConfig
+    copies: NearDuplicates,
+    gold: Sequence[Record],
+    protected: Iterable[str],
+    config: CurateConfig,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Rule, ...]:
-    """Return the rules duplicate and near_duplicate (against `copies`, which may grow) and contaminated."""
+    """Return the rules duplicate and near_duplicate (against `copies`, which may grow) and contaminated.
+
+    `known` are the inputs of the rows in `copies` by their key, which `by_field` needs.
+    """
     guard = Contamination(
         {str(i): text for i, text in enumerate(protected)},
         common=[record_text(row.inputs) for row in gold],
@@ -171,6 +269,10 @@ def copy_rules(
 
     def copy_kind(record: Record) -> str:
         match = copies.find(record_text(record.inputs))
+        if match and may_repeat(record, match.key, match.kind):
+            return ""
+        if match and match.kind == "near" and config.by_field and known:
+            return "near" * (_least_similar(record.inputs, known[match.key]) >= config.near_duplicate)
         return match.kind if match else ""
 
     return (
@@ -178,6 +280,11 @@ def copy_rules(
         Rule("near_duplicate", lambda r: copy_kind(r) == "near"),
         Rule("contaminated", lambda r: guard.find(record_text(r.inputs)) is not None),
     )
+
+
+def _least_similar(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    names = {*a, *b} if len(a) > 1 else ()
+    return min((jaccard(shingles(str(a.get(n, ""))), shingles(str(b.get(n, "")))) for n in names), default=1.0)
 
 
 def trust_rules(gold: Sequence[Record], judgement: Judgement | None, config: CurateConfig) -> tuple[Rule, ...]:
@@ -191,13 +298,15 @@ def trust_rules(gold: Sequence[Record], judgement: Judgement | None, config: Cur
     output, least = judgement.output, _min_confidence(judgement.model, config)
     unreliable = _unreliable(judgement.model, config)
     return (
-        Rule(
-            "disagrees",
-            lambda r: r.scores.get("agrees", 1.0) == 0.0 and r.scores["p_intended"] < config.min_intended,
-        ),
+        Rule("disagrees", lambda r: not r.scores.get("agrees", 1.0) and r.scores["p_intended"] < config.min_intended),
+        Rule("label_error", lambda r: r.scores.get("label_error", 0.0) == 1.0),
         Rule("low_confidence", lambda r: r.scores.get("confidence", 0.0) < least),
         Rule("unreliable_class", lambda r: str(r.outputs.get(output)) in unreliable),
     )
+
+
+def _group(record: Record, output: str) -> str:
+    return str(record.outputs.get(output, "")) if output else ""
 
 
 def _grounded(gold: Sequence[Record]) -> tuple[Grounded, ...]:
@@ -218,8 +327,12 @@ def _verified(record: Record, verifiers: Sequence[Verifier]) -> Record:
     return record.reject(failed) if failed else record
 
 
-def _with_rows(records: Sequence[Record], judgement: Judgement) -> Iterable[tuple[Record, NDArray[np.float64]]]:
-    return zip(records, judgement.probabilities, strict=True)
+def _all_judged(records: Sequence[Record], judgement: Judgement, config: CurateConfig) -> list[Record]:
+    judged = [_judged(r, p, judgement, config) for r, p in zip(records, judgement.probabilities, strict=True)]
+    if not config.label_errors:
+        return judged
+    suspects = suspect_rows(records, judgement.probabilities, judgement.model.labels, judgement.output)
+    return [replace(r, scores={**r.scores, "label_error": 1.0}) if i in suspects else r for i, r in enumerate(judged)]
 
 
 def _judged(record: Record, p_K: NDArray[np.float64], judgement: Judgement, config: CurateConfig) -> Record:
@@ -231,7 +344,7 @@ def _judged(record: Record, p_K: NDArray[np.float64], judgement: Judgement, conf
     said = labels[int(p_K.argmax())]
     scores = {**record.scores, "confidence": soft[said]}
     intended = str(record.outputs.get(judgement.output, ""))
-    if record.provenance.method == "label_conditioned" and intended in soft:
+    if has_intended_label(record) and intended in soft:
         scores |= {"agrees": float(intended == said), "p_intended": soft[intended]}
         share = config.intended_share
         soft = {label: (1 - share) * p + share * (label == intended) for label, p in soft.items()}
@@ -246,7 +359,7 @@ def _labels(judgement: Judgement | None) -> tuple[str, ...]:
 
 
 def _generated(broken: Callable[[Record], bool]) -> Callable[[Record], bool]:
-    return lambda record: record.provenance.method in GENERATED and broken(record)
+    return lambda record: is_written(record) and broken(record)
 
 
 def _telltale_names(gold: Sequence[Record], labels: Sequence[str]) -> tuple[str, ...]:
@@ -283,4 +396,5 @@ def _summary(records: Sequence[Record]) -> Curated:
     for record in rejected:
         examples[record.reason] = (*examples.get(record.reason, ()), record.id)[:_EXAMPLES]
     counts: Any = Counter(r.reason for r in rejected)
-    return Curated(tuple(r for r in records if r.kept), rejected, dict(counts), examples)
+    pii = Counter(name.removeprefix("pii:") for r in records for name in r.scores if name.startswith("pii:"))
+    return Curated(tuple(r for r in records if r.kept), rejected, dict(counts), examples, dict(pii))

@@ -31,6 +31,16 @@ GOLD = "gold"
 BUILT_IN = {
     "label_conditioned": "limbeck.compile.synthesizers:LabelConditioned",
     "self_instruct": "limbeck.compile.synthesizers:SelfInstruct",
+    "chain_of_abstraction": "limbeck.compile.abstraction:ChainOfAbstraction",
+    "constitutional": "limbeck.compile.constitution:Constitutional",
+    "reformulation": "limbeck.compile.reformulate:Reformulation",
+    "star": "limbeck.compile.rationales:Star",
+    "adaptation": "limbeck.compile.adapt:Adaptation",
+    "cleaning": "limbeck.compile.clean_rows:Cleaning",
+    "evol_code": "limbeck.compile.evolve_code:EvolCode",
+    "evol_instruct": "limbeck.compile.evolve:EvolInstruct",
+    "instruction_backtranslation": "limbeck.compile.backtranslate:InstructionBacktranslation",
+    "textbook": "limbeck.compile.textbook:Textbook",
 }
 # What is being done, how many are done, how many are wanted.
 Progress = Callable[[str, int, int], None]

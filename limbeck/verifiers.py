@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from limbeck.errors import BudgetExceeded
 from limbeck.metrics import parse_number
 
 
@@ -156,11 +157,16 @@ def grounded_keys(rows: Iterable[tuple[Mapping[str, Any], Any]]) -> tuple[str, .
 def votes(
     verifiers: Iterable[Verifier], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
 ) -> Mapping[str, Verdict]:
-    """Return every verifier's verdict by name; one that raises votes against the row and says why."""
+    """Return every verifier's verdict by name; one that raises votes against the row and says why.
+
+    BudgetExceeded passes through.
+    """
     verdicts: dict[str, Verdict] = {}
     for verifier in verifiers:
         try:
             verdicts[verifier.name] = verifier(inputs, outputs)
+        except BudgetExceeded:  # a verifier that asks a model: the row is not to blame
+            raise
         except Exception as error:  # a user's own code, run on whatever a model wrote
             verdicts[verifier.name] = Verdict(False, f"{type(error).__name__}: {error}")
     return types.MappingProxyType(verdicts)

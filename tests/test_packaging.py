@@ -92,7 +92,7 @@ def test_every_package_is_listed():
 def test_the_wheel_holds_every_module_once_and_nothing_else(wheel: Path):
     names = [name for name in contents(wheel) if ".dist-info/" not in name]
     assert len(names) == len(set(names))
-    assert set(names) == modules() | {"limbeck/py.typed", "limbeck/terms.toml"}
+    assert set(names) == modules() | {"limbeck/py.typed", "limbeck/terms.toml", "limbeck/principles.toml"}
 
 
 def test_the_wheel_holds_the_repositorys_bytes(wheel: Path, source: Path):

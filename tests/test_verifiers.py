@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from limbeck.errors import BudgetExceeded
 from limbeck.verifiers import (
     Grounded,
     HoldsNumber,
@@ -40,6 +41,17 @@ def test_each_verifier_tells_good_from_bad(verifier: Verifier, good: Any, bad: A
     assert not verdict.ok
     assert reason in verdict.reason
     assert verifier.name.startswith("y ")
+
+
+def test_a_spent_budget_is_no_vote_against_the_row():
+    class Costly:
+        name = "asks a model"
+
+        def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Verdict:
+            raise BudgetExceeded("spent")
+
+    with pytest.raises(BudgetExceeded):
+        votes([NonEmpty("y"), Costly()], {}, {"y": 1})
 
 
 def test_a_verifier_that_raises_votes_against_the_row():

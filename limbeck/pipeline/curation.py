@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from limbeck.compile.label import (
     probability_matrix,
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
+from limbeck.documents import read_documents
 from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
@@ -182,8 +184,9 @@ def curate_stage(
     protected = [record_text(row) for row in _test_inputs(context)]
     # The labelers together may name another label than the one that the verifiers saw.
     verifiers = context.task.verifiers if judgement else ()
-    done = curate(records, gold=gold, protected=protected, judgement=judgement, verifiers=verifiers)
-    for_folds = curate(records, gold=gold, protected=protected, judgement=blind, verifiers=verifiers) if blind else done
+    judge = partial(curate, records, gold=gold, protected=protected, verifiers=verifiers, documents=_documents(context))
+    done = judge(judgement=judgement)
+    for_folds = judge(judgement=blind) if blind else done
     files = [turn.file(name) for name in (KEPT, BLIND, REJECTED)]
     for name, found in zip(files, (done.kept, for_folds.kept, done.rejected), strict=True):
         write_records(found, context.run.path / name)
@@ -199,6 +202,16 @@ def curate_stage(
             **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
         },
     }
+
+
+def _documents(context: Context) -> dict[str, str]:
+    """Return the given documents by name: no row may copy long runs of them."""
+    if not context.config.documents:
+        return {}
+    texts: dict[str, list[str]] = {}
+    for passage in read_documents(context.config.documents).passages:
+        texts.setdefault(passage.document, []).append(passage.text)
+    return {name: "\n".join(parts) for name, parts in texts.items()}
 
 
 def _test_inputs(context: Context) -> list[dict[str, Any]]:

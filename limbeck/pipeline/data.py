@@ -158,6 +158,8 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
         try:
             written = _written(context, wanted, labeler, config, turn)
             records += written.records
+            for text in (text for part in written.log.values() for text in part.get("warnings", ())):
+                context.run.warn(text)
         except StageEmpty as error:
             if not records:
                 context.run.warn(f"nothing could be generated: {error.message}")

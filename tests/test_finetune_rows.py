@@ -15,7 +15,7 @@ MESSAGES = (("system", "Name the topic."), ("user", "text: a card was lost"))
 
 
 def test_prompt_and_completions_are_the_engines_tokens(tiny_llama: LoadedModel) -> None:
-    labels = ("lost card", "lost transfer", "free")
+    labels = ("lost card", "lost transfer", "lost")
     rendered = Rendered(MESSAGES, tuple(zip(labels, (3.0, 1.0, 0.0), strict=True)), weight=0.5)
     (row,) = tokenize_rows(tiny_llama.tokenizer, [rendered])
     chat = Chat(tiny_llama.tokenizer)
@@ -26,8 +26,9 @@ def test_prompt_and_completions_are_the_engines_tokens(tiny_llama: LoadedModel) 
     for (tokens, _), label in zip(row.branches, labels, strict=True):
         assert chat.text(tokens) == label
         assert tokens[-1] == chat.end_of_turn
+        # All answers are trained to their end; it is scored only where another label goes on.
         at = 0
-        for token in tokens:
+        for token in tokens if label == "lost" else tokens[:-1]:
             at = trie.nodes[at].children[token]
         assert trie.nodes[at].candidates == [labels.index(label)]
 

@@ -21,9 +21,10 @@ from limbeck.compile.labelerrors import suspect_rows
 from limbeck.compile.labelmodel import LabelModel
 from limbeck.compile.origins import has_intended_label, is_written, may_repeat, own_words
 from limbeck.compile.outliers import LanguageOutliers, LengthOutliers
-from limbeck.compile.overlap import OverlapConfig, Verbatim
-from limbeck.compile.pii import MASK, PiiConfig, PiiFilter
+from limbeck.compile.overlap import Verbatim
+from limbeck.compile.pii import MASK, PiiFilter
 from limbeck.compile.semantic import SemanticDuplicates
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.records import Record
 from limbeck.verifiers import Grounded, Verifier, grounded_keys, votes
 
@@ -45,46 +46,6 @@ _LEAKS = tuple(
     )
 )
 _PLACEHOLDER = re.compile(r"\[[^\]\n]{2,40}\]|\{[^}\n]{2,40}\}|<[a-zA-Z][^>\n]{1,40}>")
-
-
-@dataclass(frozen=True)
-class CurateConfig:
-    """Thresholds of the rules.
-
-    `min_intended` is the probability below which a generated row whose label model says another class is
-    rejected; `min_confidence` (None: 1.5 times chance, 0.6 at most) and `min_reliability` (None: the class's
-    share of gold) hold for every labelled row, `min_agreement` for the samples of an open answer.
-    `intended_share` is the part of the soft target that goes to the label a row was written for.
-    `length_factor` is how many times longer or shorter than any real input a generated one may be.
-
-    The rest is off by default, `thorough` turns it on: `pii` is what happens to personal data, `language` the
-    confidence from which a generated text in another language than gold is rejected, `length_limit` the distance
-    of its length from gold's in robust standard deviations, `semantic` the cosine from which it says the same as
-    an earlier row, and `label_errors` whether confident learning may reject it. With `by_field` two rows are near
-    duplicates only where every input field is: two questions about one passage are not. `overlap` limits what is
-    copied from the documents, where `curate` is given some.
-    """
-
-    near_duplicate: float = 0.7
-    ngram: int = 8
-    length_factor: float = 2.0
-    min_intended: float = 0.3
-    min_confidence: float | None = None
-    min_reliability: float | None = None
-    min_agreement: float = 0.5
-    intended_share: float = 0.2
-    overlap: OverlapConfig = field(default_factory=OverlapConfig)
-    pii: PiiConfig | None = None
-    language: float | None = None
-    length_limit: float | None = None
-    semantic: float | None = None
-    label_errors: bool = False
-    by_field: bool = False
-
-    @classmethod
-    def thorough(cls) -> CurateConfig:
-        """Return the configuration with every rule on, at the thresholds whose reasons their modules give."""
-        return cls(pii=PiiConfig(), language=0.9, length_limit=3.5, semantic=0.95, label_errors=True, by_field=True)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.compile.origins import has_intended_label
 from limbeck.errors import InputError
 from limbeck.records import Record
 
@@ -167,7 +168,7 @@ def suspect_rows(
 
     Rows of another origin have their label from the same labelers as the probabilities: they tell nothing.
     """
-    written = [r.provenance.method == "label_conditioned" and not r.reason for r in records]
+    written = [has_intended_label(r) and not r.reason for r in records]
     given = [str(r.outputs.get(output)) if w else "" for r, w in zip(records, written, strict=True)]
     found = find_label_errors(given, probabilities_N_K, labels)
     return frozenset(error.row for error in found.errors if written[error.row])

@@ -12,6 +12,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck.errors import LimbeckError
+from limbeck.options import (
+    AcceptTerms,
+    ApiBase,
+    Constitution,
+    Descriptions,
+    Distribution,
+    Documents,
+    DryRun,
+    EffortOption,
+    Encoder,
+    Input,
+    Instructions,
+    Kind,
+    Labels,
+    Level,
+    MaxMinutes,
+    MaxTokens,
+    MaxUsd,
+    Method,
+    Optimizer,
+    Out,
+    Output,
+    Pii,
+    PoolRows,
+    Reflection,
+    Related,
+    Rounds,
+    Rule,
+    Seed,
+    Student,
+    SyntheticRows,
+    TaskFile,
+    Teacher,
+    Test,
+    TestRows,
+    Unlabeled,
+)
 from limbeck.review.commands import app as review
 
 if TYPE_CHECKING:
@@ -24,93 +61,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Labels = Annotated[
-    Path | None,
-    typer.Option("--labels", help="Labelled rows: .jsonl, .csv, .tsv or .parquet.", metavar="FILE"),
-]
-TaskFile = Annotated[
-    Path | None, typer.Argument(help="A task.py with your own dspy.Module, or a run folder to go on with.")
-]
-Output = Annotated[
-    list[str] | None, typer.Option("--output", help="Column to predict (repeat for several).", metavar="COL")
-]
-Input = Annotated[list[str] | None, typer.Option("--input", help="Input column (default: all others).", metavar="COL")]
-Instructions = Annotated[str, typer.Option(help="What the task is, in a sentence or two.")]
-Kind = Annotated[
-    str,
-    typer.Option(help="classification, extraction, short_answer, number or text (default: from the column)."),
-]
-Descriptions = Annotated[
-    str, typer.Option("--label-descriptions", help="JSON file: label to one line of meaning.", metavar="FILE")
-]
-Test = Annotated[str, typer.Option("--test", help="Labelled rows for the final score alone.", metavar="FILE")]
-Unlabeled = Annotated[
-    str, typer.Option("--unlabeled", help="Unlabelled rows; the teacher labels them.", metavar="FILE")
-]
-Teacher = Annotated[
-    str,
-    typer.Option(help="embedded, gguf:PATH, hf:NAME, or a server's model such as openai/gpt-5-mini."),
-]
-Student = Annotated[str, typer.Option(help="embedded, gguf:PATH or hf:NAME_OR_PATH.")]
-ApiBase = Annotated[str, typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL")]
-EffortOption = Annotated[str, typer.Option(help="quick (minutes), standard (hours) or thorough.")]
-Optimizer = Annotated[
-    str,
-    typer.Option(
-        help="labeled, bootstrap, random-search, mipro, gepa, simba, copro or knn. Default: the effort's choice; for "
-        "label sets, demonstrations and label descriptions chosen out of fold."
-    ),
-]
-Reflection = Annotated[str, typer.Option("--reflection-model", help="Model that reflects for GEPA.")]
-Seed = Annotated[int, typer.Option(help="Seed of splits, demonstrations, sampling and training.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).", metavar="DIR")]
-SyntheticRows = Annotated[int | None, typer.Option(help="Texts to generate (0: none; default: the effort's count).")]
-PoolRows = Annotated[int | None, typer.Option(help="Unlabelled rows to label (default: the effort's count).")]
-TestRows = Annotated[int | None, typer.Option(help="Test rows to score (0: all; default: the effort's count).")]
-Distribution = Annotated[
-    str,
-    typer.Option("--label-distribution", help="uniform, observed, or JSON such as '{\"spam\": 0.2, ...}'."),
-]
-Method = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        help="How rows are written: NAME, NAME=SHARE, or FIRST>SECOND; repeat to mix. Default: label_conditioned for "
-        "label sets, self_instruct for open answers.",
-        metavar="NAME",
-    ),
-]
-Rounds = Annotated[
-    int,
-    typer.Option(help="Write again what the student gets wrong, up to N rounds, while it gets better.", metavar="N"),
-]
-Documents = Annotated[
-    str, typer.Option("--documents", help="Folder of .txt and .md files to write from.", metavar="DIR")
-]
-Related = Annotated[str, typer.Option("--related", help="Rows of a nearby data set, for adaptation.", metavar="FILE")]
-Constitution = Annotated[str, typer.Option("--constitution", help="TOML file of principles.", metavar="FILE")]
-Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote on labels, where installed.")]
-Level = Annotated[
-    str,
-    typer.Option(
-        help="Levels of human involvement that training rows may have, such as 1-3 or <=4: 1 manual, 3 generated and "
-        "verified by people, 4 machine-rated, 6 without people.",
-        metavar="LEVELS",
-    ),
-]
-AcceptTerms = Annotated[
-    str,
-    typer.Option(
-        "--accept-terms",
-        help="Why to go on where a teacher's terms forbid training on its outputs (limbeck terms MODEL).",
-        metavar="REASON",
-    ),
-]
-MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Stop before using more than this many tokens.")]
-MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running longer than this many minutes.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")]
 
 
 def _name_of(path: Path) -> str:
@@ -129,7 +79,7 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
     if "accept_terms" in given:
         check_reason(values["accept_terms"])
     target, labels, out = values.pop("target"), values.pop("labels"), values.pop("out")
-    for name in ("output", "inputs", "method"):
+    for name in ("output", "inputs", "method", "rule"):
         values[name] = tuple(values[name] or ())
     for name in ("test", "unlabeled", "descriptions", "documents", "related", "constitution"):
         values[name] = _absolute(values[name])
@@ -234,6 +184,8 @@ def _command(until: Stage, doc: str) -> Any:
         related: Related = "",
         constitution: Constitution = "",
         encoder: Encoder = True,
+        rule: Rule = None,
+        pii: Pii = "keep",
         level: Level = "",
         max_usd: MaxUsd = None,
         max_tokens: MaxTokens = None,

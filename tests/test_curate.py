@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.compile.curate import CurateConfig, Curated, Judgement, curate
+from limbeck.compile.curate import Curated, Judgement, curate
 from limbeck.compile.dedup import record_text
 from limbeck.compile.labelmodel import LabelModel, fixed_label_model
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.records import Provenance, Record
 from limbeck.verifiers import NonEmpty, OfType
 

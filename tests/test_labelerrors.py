@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.compile.curate import CurateConfig, Judgement, curate
+from limbeck.compile.curate import Judgement, curate
 from limbeck.compile.labelerrors import (
     confident_joint,
     find_label_errors,
@@ -18,6 +18,7 @@ from limbeck.compile.labelerrors import (
     suspect_rows,
 )
 from limbeck.compile.labelmodel import fixed_label_model
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.errors import InputError
 from limbeck.records import Provenance, Record
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.compile.curate import CurateConfig, curate
+from limbeck.compile.curate import curate
 from limbeck.compile.outliers import LanguageOutliers, LengthOutliers, guess_language
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.records import Provenance, Record
 
 ENGLISH = ["Where is the parcel that I ordered from you last week?", "The oven burns my bread on one side only."]

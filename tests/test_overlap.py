@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.compile.curate import CurateConfig, curate
+from limbeck.compile.curate import curate
 from limbeck.compile.dedup import normalize
 from limbeck.compile.overlap import Documents, OverlapConfig, Verbatim
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.errors import InputError
 from limbeck.records import Provenance, Record
 

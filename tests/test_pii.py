@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from limbeck.compile.curate import CurateConfig, curate
+from limbeck.compile.curate import curate
 from limbeck.compile.pii import KINDS, MASK, PiiConfig, PiiFilter, find_pii
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.errors import InputError
 from limbeck.records import Provenance, Record
 

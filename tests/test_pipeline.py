@@ -120,6 +120,10 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     tuned = next(stage for stage in report["stages"] if stage["name"] == "finetune student")
     assert {one["demos"] for one in tuned["tried"]} == {False, True}
 
+    curated = next(stage for stage in report["stages"] if stage["name"] == "curate")
+    assert curated["odd_labels"]["rows"] == 12, "what the labelers say of the user's own labels"
+    assert {reason: n for reason, n in curated["rejected"].items() if reason not in curated["examples"]} == {}
+
     folder = config.folder
     # Demonstrations are counted into every prompt; where the plain prompt wins, it is less.
     assert 0.7 < forecast(config).total.tokens_in / _teacher_tokens(folder) < 4.0
@@ -176,6 +180,28 @@ def test_with_one_label_a_class_rows_are_labelled_by_what_saw_no_label(config: R
     model = json.loads(payload)["label_model"]
     # The student and the probe saw the rows they would be weighed on: no vote.
     assert set(model["weights"]) <= {"teacher", "encoder"}
+
+
+@pytest.mark.slow
+def test_personal_data_is_counted_and_dropped_where_asked(config: RunConfig, embedded: Any) -> None:
+    personal = {"message": "Write to ann.lee@example.org about the flooded harbour road"}
+    write_rows(Path(config.unlabeled), [personal, {"message": "A lorry blocks the harbour road"}])
+    config = replace(config, synthetic_rows=0)
+    counting = Recording()
+    run(config, reporter=counting, until="curate")
+    assert any("1 email" in text and "--pii mask" in text for text in counting.warnings)
+    kept = config.folder / "data" / "kept.parquet"
+    found = [*read_records(kept), *read_records(config.folder / "data" / "rejected.parquet")]
+    assert not any(r.reason.startswith("pii") for r in found)
+
+    calls = _calls(config.folder)
+    run(replace(config, pii="drop", rule=("all",)), reporter=Recording(), until="curate")
+    rejected = read_records(config.folder / "data" / "rejected.parquet")
+    assert [r.inputs for r in rejected if r.reason == "pii_email"] == [personal]
+    run(replace(config, pii="mask"), reporter=Recording(), until="curate")
+    found = [*read_records(kept), *read_records(config.folder / "data" / "rejected.parquet")]
+    assert any("<EMAIL_1>" in str(r.inputs["message"]) for r in found)
+    assert _calls(config.folder) == calls, "curation asks the teacher nothing"
 
 
 @pytest.mark.slow
@@ -303,6 +329,19 @@ def test_dry_run_calls_nothing(config: RunConfig) -> None:
     plan = forecast(config)
     assert plan.total.calls > 0
     assert plan.usd == 0.0
+    assert not config.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"pii": "hide"}, "--pii 'hide'"), ({"rule": ("semantic",)}, "--rule 'semantic'")]
+)
+def test_rules_that_do_not_exist_are_refused_before_a_call(
+    config: RunConfig, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        forecast(replace(config, **changes))
+    with pytest.raises(InputError, match=said):
+        run(replace(config, **changes))
     assert not config.folder.exists()
 
 

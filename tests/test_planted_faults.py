@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.compile.curate import CurateConfig, Judgement, curate
+from limbeck.compile.curate import Judgement, curate
 from limbeck.compile.dedup import record_text
 from limbeck.compile.labelerrors import out_of_fold
 from limbeck.compile.labelmodel import fixed_label_model
 from limbeck.compile.pii import PiiConfig
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.engine import encode, encoder_path
 from limbeck.records import Provenance, Record
 

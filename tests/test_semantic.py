@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from limbeck.compile import semantic
-from limbeck.compile.curate import CurateConfig, Judgement, curate
+from limbeck.compile.curate import Judgement, curate
 from limbeck.compile.labelmodel import fixed_label_model
 from limbeck.compile.semantic import SemanticDuplicates
+from limbeck.compile.thresholds import CurateConfig
 from limbeck.engine import encoder_path
 from limbeck.records import Provenance, Record
 

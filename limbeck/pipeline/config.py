@@ -111,6 +111,7 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
+_LATER = ("level", "method", "rounds", "rule", "pii")
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
 
 
@@ -151,6 +152,8 @@ class RunConfig:
     related: str = ""
     constitution: str = ""
     encoder: bool = True
+    rule: tuple[str, ...] = ()
+    pii: str = "keep"
     level: str = ""
     max_usd: float | None = None
     max_tokens: int | None = None
@@ -175,11 +178,11 @@ class RunConfig:
         """The fields that change results: the root of every stage's key.
 
         Folder, budgets and accepted terms do not, and files count by what they hold (the task's fingerprint). The
-        methods of writing rows concern synthesis and what follows it, whose key holds them; levels and rounds the
-        student, whose keys hold its rows. Where the test rows are a file of their own, how many are scored concerns
-        evaluation alone, whose keys hold the rows.
+        methods of writing rows concern synthesis and what follows it, rules curation, whose keys hold them; levels
+        and rounds the student, whose keys hold its rows. Where the test rows are a file of their own, how many are
+        scored concerns evaluation alone, whose keys hold the rows.
         """
-        skip = {*_ASIDE, *_FILES, "level", "method", "rounds", *METHOD_FILES, *(("test_rows",) if self.test else ())}
+        skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
         return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
 

@@ -24,11 +24,11 @@ from limbeck.compile.label import (
     probability_matrix,
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
-from limbeck.documents import read_documents
 from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import CANDIDATES, FIRST, Turn, labeler_of, progress_of, samples_of
+from limbeck.pipeline.dataquality import curation_log, given_documents, odd_labels, rules_of
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
@@ -96,13 +96,13 @@ def _judge(
     oof: Any,
     tuned: Tuned,
     adapters: Callable[[], list[Path]],
-) -> tuple[Judgement, Judgement]:
+) -> tuple[Judgement, Judgement, Matrix | None]:
     """Return what all labelers together say about the records, weighed by their out-of-fold record.
 
     The first judgement takes the models of all gold rows and `teacher`, the records as its whole prompt labels
     them, and is what the final student learns from. The second takes for a record of block k only models that saw
     no gold row of fold k, and is for students that are judged on that fold; the weights come from such models, and
-    are cautious for the first.
+    are cautious for the first. Last, what they say of the gold rows themselves, each out of its fold (None: no folds).
     """
     task, folds = context.task, context.folds()
     texts = [record_text(r.inputs) for r in records]
@@ -121,10 +121,12 @@ def _judge(
         for name, found in by_fold.items()
     }
     blind["teacher"] = probability_matrix(records, task.labels, context.output)
+    of_gold = None
     if folds.n:
         measured = {"teacher": np.asarray(oof), "student": tuned.matrix}
         measured |= {n: folds.out_of_fold(labeler.gold_by_fold) for n, labeler in linear.items()}
         model = fit_label_model(measured, folds.y_N, task.labels, folds=folds.fold_N)
+        of_gold = model.predict(measured)
     else:
         model = _unseen_model(context, linear)
         whole = {name: p for name, p in whole.items() if name in model.weights}
@@ -132,6 +134,7 @@ def _judge(
     return (
         Judgement(context.output, model, model.predict(whole)),
         Judgement(context.output, model, model.predict(blind)),
+        of_gold,
     )
 
 
@@ -176,21 +179,32 @@ def curate_stage(
     `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed.
     """
     records = read_records(context.run.path / turn.file(CANDIDATES))
-    judgement = blind = None
+    judgement = blind = of_gold = None
     if context.closed and records:
         teacher = _with_all_demonstrations(context, records, compiled, program, tuned)
-        judgement, blind = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
+        judgement, blind, of_gold = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
     gold = gold_records(context.split.gold, folds=context.split.folds)
     protected = [record_text(row) for row in _test_inputs(context)]
     # The labelers together may name another label than the one that the verifiers saw.
     verifiers = context.task.verifiers if judgement else ()
-    judge = partial(curate, records, gold=gold, protected=protected, verifiers=verifiers, documents=_documents(context))
+    judge = partial(
+        curate,
+        records,
+        gold=gold,
+        protected=protected,
+        verifiers=verifiers,
+        documents=given_documents(context.config),
+        config=rules_of(context.config),
+    )
     done = judge(judgement=judgement)
     for_folds = judge(judgement=blind) if blind else done
     files = [turn.file(name) for name in (KEPT, BLIND, REJECTED)]
     for name, found in zip(files, (done.kept, for_folds.kept, done.rejected), strict=True):
         write_records(found, context.run.path / name)
     _say(context, done)
+    log = curation_log(context, records, done)
+    if of_gold is not None and turn == FIRST:
+        log["odd_labels"] = odd_labels(context, gold, of_gold)
     return {
         "files": files,
         "label_model": judgement.model.report() if judgement else None,
@@ -199,19 +213,10 @@ def curate_stage(
             "records_in": len(records),
             "kept": len(done.kept),
             "rejected": dict(done.counts),
+            **log,
             **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
         },
     }
-
-
-def _documents(context: Context) -> dict[str, str]:
-    """Return the given documents by name: no row may copy long runs of them."""
-    if not context.config.documents:
-        return {}
-    texts: dict[str, list[str]] = {}
-    for passage in read_documents(context.config.documents).passages:
-        texts.setdefault(passage.document, []).append(passage.text)
-    return {name: "\n".join(parts) for name, parts in texts.items()}
 
 
 def _test_inputs(context: Context) -> list[dict[str, Any]]:

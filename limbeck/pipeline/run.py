@@ -22,6 +22,7 @@ from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_share
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.curation import curate_stage, learnable
 from limbeck.pipeline.data import FIRST, Turn, check_writing, method_files_hash, synthesize_stage, trusted_gold
+from limbeck.pipeline.dataquality import rules_key, rules_of
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
     STUDENT,
@@ -151,6 +152,7 @@ def check_task(config: RunConfig, task: Task) -> None:
         raise InputError(f"unknown optimizer {config.optimizer!r}", valid=", ".join(known))
     closed = StudentPlan(config.student, None, task).closed
     check_writing(config, task, closed)
+    rules_of(config)
     if not closed:
         return
     if config.optimizer and config.optimizer not in INSTRUCTING:
@@ -316,7 +318,7 @@ class _Way:
     def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""
         context = self.context
-        key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY])
+        key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY], *rules_key(context.config))
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
         payload = context.run.stage(
             f"curate{turn.suffix}",

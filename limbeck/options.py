@@ -1,0 +1,110 @@
+"""The options that `limbeck run` and its stages share, as typer reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", help="Labelled rows: .jsonl, .csv, .tsv or .parquet.", metavar="FILE"),
+]
+TaskFile = Annotated[
+    Path | None, typer.Argument(help="A task.py with your own dspy.Module, or a run folder to go on with.")
+]
+Output = Annotated[
+    list[str] | None, typer.Option("--output", help="Column to predict (repeat for several).", metavar="COL")
+]
+Input = Annotated[list[str] | None, typer.Option("--input", help="Input column (default: all others).", metavar="COL")]
+Instructions = Annotated[str, typer.Option(help="What the task is, in a sentence or two.")]
+Kind = Annotated[
+    str,
+    typer.Option(help="classification, extraction, short_answer, number or text (default: from the column)."),
+]
+Descriptions = Annotated[
+    str, typer.Option("--label-descriptions", help="JSON file: label to one line of meaning.", metavar="FILE")
+]
+Test = Annotated[str, typer.Option("--test", help="Labelled rows for the final score alone.", metavar="FILE")]
+Unlabeled = Annotated[
+    str, typer.Option("--unlabeled", help="Unlabelled rows; the teacher labels them.", metavar="FILE")
+]
+Teacher = Annotated[
+    str,
+    typer.Option(help="embedded, gguf:PATH, hf:NAME, or a server's model such as openai/gpt-5-mini."),
+]
+Student = Annotated[str, typer.Option(help="embedded, gguf:PATH or hf:NAME_OR_PATH.")]
+ApiBase = Annotated[str, typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL")]
+EffortOption = Annotated[str, typer.Option(help="quick (minutes), standard (hours) or thorough.")]
+Optimizer = Annotated[
+    str,
+    typer.Option(
+        help="labeled, bootstrap, random-search, mipro, gepa, simba, copro or knn. Default: the effort's choice; for "
+        "label sets, demonstrations and label descriptions chosen out of fold."
+    ),
+]
+Reflection = Annotated[str, typer.Option("--reflection-model", help="Model that reflects for GEPA.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, demonstrations, sampling and training.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/NAME).", metavar="DIR")]
+SyntheticRows = Annotated[int | None, typer.Option(help="Texts to generate (0: none; default: the effort's count).")]
+PoolRows = Annotated[int | None, typer.Option(help="Unlabelled rows to label (default: the effort's count).")]
+TestRows = Annotated[int | None, typer.Option(help="Test rows to score (0: all; default: the effort's count).")]
+Distribution = Annotated[
+    str,
+    typer.Option("--label-distribution", help="uniform, observed, or JSON such as '{\"spam\": 0.2, ...}'."),
+]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="How rows are written: NAME, NAME=SHARE, or FIRST>SECOND; repeat to mix. Default: label_conditioned for "
+        "label sets, self_instruct for open answers.",
+        metavar="NAME",
+    ),
+]
+Rounds = Annotated[
+    int,
+    typer.Option(help="Write again what the student gets wrong, up to N rounds, while it gets better.", metavar="N"),
+]
+Documents = Annotated[
+    str, typer.Option("--documents", help="Folder of .txt and .md files to write from.", metavar="DIR")
+]
+Related = Annotated[str, typer.Option("--related", help="Rows of a nearby data set, for adaptation.", metavar="FILE")]
+Constitution = Annotated[str, typer.Option("--constitution", help="TOML file of principles.", metavar="FILE")]
+Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote on labels, where installed.")]
+Rule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        help="Turn on a rule of curation, NAME or NAME=THRESHOLD: language, length_outlier, semantic_duplicate, "
+        "label_error, by_field, or all; repeat for several.",
+        metavar="NAME",
+    ),
+]
+Pii = Annotated[
+    str,
+    typer.Option(
+        help="E-mail addresses, phone, card and id numbers in new rows: mask, drop (the row), or keep (and count)."
+    ),
+]
+Level = Annotated[
+    str,
+    typer.Option(
+        help="Levels of human involvement that training rows may have, such as 1-3 or <=4: 1 manual, 3 generated and "
+        "verified by people, 4 machine-rated, 6 without people.",
+        metavar="LEVELS",
+    ),
+]
+AcceptTerms = Annotated[
+    str,
+    typer.Option(
+        "--accept-terms",
+        help="Why to go on where a teacher's terms forbid training on its outputs (limbeck terms MODEL).",
+        metavar="REASON",
+    ),
+]
+MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Stop before using more than this many tokens.")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop before running longer than this many minutes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast calls, tokens, USD and minutes; call nothing.")]

@@ -1,19 +1,15 @@
 r"""Answers compared by value: "1/2" is "0.5" is "\frac{1}{2}", "1.5 km" is "1500 m", "x = 3" is "3".
 
-A grammar of its own reads numbers and formulas into SymPy; no text is evaluated as code. Exact numbers are
-compared exactly, decimals within a rounding, formulas by their values at a few points (identity testing:
-Schwartz 1980, doi:10.1145/322217.322225), since expanding them could take for ever. What is too long, too deep
-or too large is not read, and compared as text.
+Numbers and formulas are read by `limbeck.expressions`. Exact numbers are compared exactly, decimals within a
+rounding, formulas by their values at a few points (identity testing: Schwartz 1980, doi:10.1145/322217.322225),
+since expanding them could take for ever. What is too long, too deep or too large is not read, and compared as text.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 import cmath
-import math
 import re
-import unicodedata
-import zlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,16 +18,13 @@ from typing import Any, TypeAlias, cast
 
 import sympy
 
+from limbeck.expressions import CONSTANTS, MOST_BITS, NAMES, Unreadable, parse_expression, value_at
 from limbeck.metrics import RELATIVE_TOLERANCE
+from limbeck.notation import plain_signs
 
-_MOST_CHARACTERS, _MOST_TOKENS, _MOST_DEPTH = 300, 120, 24
-_MOST_BITS, _MOST_FACTORIAL = 4000, 150
+_MOST_CHARACTERS = 300
 _POINTS, _ENOUGH, _EXACT, _NOTHING = 8, 3, 1e-9, 1e-13
 _FLOAT = 1e-12  # what adding up floats may lose
-
-
-class _Unreadable(ValueError):
-    """Text that is no expression, or one that is not worth its time."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,7 @@ def parse_answer(value: Any) -> Answer | None:
     text = _text(value)
     try:
         return _read(text) if len(text) <= _MOST_CHARACTERS else None
-    except (_Unreadable, ArithmeticError):
+    except (Unreadable, ArithmeticError):
         return None
 
 
@@ -144,60 +137,13 @@ def parse_answer(value: Any) -> Answer | None:
 
 _ANSWER_IS = re.compile(r"####|\banswer\b\s*(?:is\b|:|=)\s*:?", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])[-\u2212]?[$€£₹]?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\s?%)?")
-_SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
-_LOWERED = str.maketrans(_SUPERSCRIPTS, "-0123456789")
-_SIGNS = str.maketrans("\u2212×·⋅∙÷⁄∕⟨⟩", "-****///()", "≈\u202f") | {
-    ord(sign): name for sign, name in zip("π√°∞≤≥≠", ["pi", "sqrt", "degree", "oo", "<=", ">=", "!="], strict=True)
-}
-# Applied again and again, so that what is nested is rewritten from the inside. A set's braces become ⟦ ⟧.
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\left|\\right|\\[,;:! ]|\\q?quad|\\displaystyle|^\\[(\[]|\\[)\]]$", ""),
-        (r"\{,\}", ","),
-        (r"\^\s*\{?\s*\\circ\s*\}?", " degree "),
-        (r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\\{", "⟦"),
-        (r"\\\}", "⟧"),
-        (r"\\([$%])", r"\1"),
-        (r"\\(?:cdot|times)(?![A-Za-z])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\\infty(?![A-Za-z])", " oo "),
-        (r"\\leq?(?![A-Za-z])", "<="),
-        (r"\\geq?(?![A-Za-z])", ">="),
-        (r"\\(pi|sqrt|sin|cos|tan|ln|log|exp|theta|alpha|beta|lambda)(?![A-Za-z])", r" \1 "),
-        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"(\d+)\s*\\[dtc]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"(\1+\2/\3)"),
-        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
-        (r"\^\s*\{([^{}]*)\}", r"^(\1)"),
-        (r"sqrt\s*\{([^{}]*)\}", r"sqrt(\1)"),
-        (r"(?<![\d.^/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])", r"(\1+\2/\3)"),
-        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", "*"),
-        (r"\s*\b(?:percent|per cent)$", "%"),
-    )
-]
-
-
-def _cleaned(text: str) -> str:
-    """Return a text in plain signs: no LaTeX, no typographic characters, one blank between words."""
-    text = re.sub(f"[{_SUPERSCRIPTS}]+", lambda found: f"^({found[0].translate(_LOWERED)})", text)
-    text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text)
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS).strip()
-    text = text.strip("$") if len(text) > 2 and text[0] == text[-1] == "$" else text
-    for _ in range(_MOST_DEPTH):
-        before = text
-        for pattern, replacement in _REWRITES:
-            text = pattern.sub(replacement, text)
-        if text == before:
-            break
-    return " ".join(text.split()).rstrip(".,;: ")
 
 
 def _text(value: Any) -> str:
     # Python refuses to write integers of thousands of digits in decimal.
-    huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
+    huge = isinstance(value, int) and value.bit_length() > MOST_BITS
     text = final_answer(hex(value) if huge else str(value))
-    return _cleaned(text) if len(text) <= 2 * _MOST_CHARACTERS else text
+    return plain_signs(text) if len(text) <= 2 * _MOST_CHARACTERS else text
 
 
 # -- structure -----------------------------------------------------------------------------------------------
@@ -211,9 +157,9 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "⟦": "⟧"}
 
 
 def _read(text: str, depth: int = 0) -> Answer:
-    wordy = len(text) > 1 and text not in _CONSTANTS and _WORDS.fullmatch(text)
+    wordy = len(text) > 1 and text not in CONSTANTS and _WORDS.fullmatch(text)
     if depth > 3 or not text or wordy:
-        raise _Unreadable(text)
+        raise Unreadable(text)
     inner = _split(text[1:-1]) if text[0] in _CLOSING and text[-1] in _CLOSING.values() else None
     if inner is not None and (len(inner) > 1 or text[0] in "[{⟦"):
         brackets = "{}" if text[0] in "{⟦" and text[-1] in "}⟧" else text[0] + text[-1]
@@ -246,7 +192,7 @@ def _split(text: str) -> list[str] | None:
 
 def _relation(sides: Sequence[str], signs: Sequence[str]) -> Relation:
     if len(signs) > 1 and set(signs) != {"="}:
-        raise _Unreadable("a chain of inequalities")
+        raise Unreadable("a chain of inequalities")
     left, right = _quantity(sides[0]), _quantity(sides[-1])
     gap = right.value - left.value if signs[0].startswith(">") else left.value - right.value
     alone = right if (left.value.is_Symbol or left.value.is_number) and signs[0] == "=" else None
@@ -294,7 +240,7 @@ def _quantity(text: str) -> Quantity:
             text, unit = found[1], behind or unit
     percent, places = text.endswith("%"), [len(found) for found in re.findall(r"\.(\d*)", text)]
     step = Fraction(scale, 10 ** min(places) * (100 if percent else 1)) if places else Fraction(0)
-    return Quantity(_Parser(text).whole() * scale, *(unit or ((), Fraction(1))), percent, step)
+    return Quantity(parse_expression(text) * scale, *(unit or ((), Fraction(1))), percent, step)
 
 
 def _unit(text: str) -> _Unit | None:
@@ -318,142 +264,11 @@ def _named(text: str) -> tuple[str, Fraction] | None:
         if name in _UNITS and len(words) == 1:
             return _UNITS[name]
     # Other words name what is counted; up to three letters are rather a product of symbols.
-    counted = all(len(word) > 3 and word not in _NAMES for word in words)
+    counted = all(len(word) > 3 and word not in NAMES for word in words)
     return (re.sub(r"(?<=x|s|h)es$|s$", "", last), Fraction(1)) if words and counted else None
 
 
-# -- expressions ---------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\d))?|[A-Za-z]+|\*\*|[-+*/^!%()|]")
-_RANKS = {"+": 10, "-": 10, "*": 20, "/": 20, "^": 30, "**": 30, "!": 40, "%": 40}
-_FUNCTIONS = {"sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "ln": sympy.log, "log": sympy.log, "exp": sympy.exp}
-_CALLS = frozenset({"sqrt", "abs", *_FUNCTIONS})
-_CONSTANTS = frozenset(["pi", "oo", "theta", "alpha", "beta", "lambda"])
-_NAMES = _CALLS | _CONSTANTS
-
-
-class _Parser:
-    """Precedence climbing; products without a sign rank like those with one, "xy" is one of two symbols."""
-
-    def __init__(self, text: str) -> None:
-        found, self.depth = _TOKEN.findall(text), 0
-        words = any(token.isalpha() and len(token) > 3 and token not in _NAMES for token in found)
-        if words or not 0 < len(found) <= _MOST_TOKENS or "".join(found) != text.replace(" ", ""):
-            raise _Unreadable(text)
-        parts = [part for token in found for part in (token if token.isalpha() and token not in _NAMES else [token])]
-        self.left = parts[::-1]
-
-    def whole(self) -> Any:
-        """Return the expression of all tokens."""
-        value = self.expression(0)
-        if self.left:
-            raise _Unreadable(self.left[-1])
-        return value
-
-    def expression(self, floor: int) -> Any:
-        """Return the expression that begins here, as far as its operators rank above `floor`."""
-        self.depth += 1
-        if self.depth > _MOST_DEPTH:
-            raise _Unreadable("nested too deep")
-        value = self.operand()
-        while self.left:
-            token = self.left[-1]
-            implicit = token == "(" or token.isalpha()
-            rank = _RANKS["*"] if implicit else _RANKS.get(token, 0)
-            if rank <= floor:
-                break
-            operator = "*" if implicit else self.left.pop()
-            if operator in "!%":
-                value = _factorial(value) if operator == "!" else value / 100
-            else:
-                value = _combined(value, operator, self.expression(rank - (rank == _RANKS["^"])))
-        self.depth -= 1
-        return value
-
-    def operand(self) -> Any:
-        """Return the number, symbol, bracket or function value that begins here."""
-        token = self.left.pop() if self.left else ""
-        if token in ("-", "+"):
-            value = self.expression(_RANKS["*"] + 1)
-            return -value if token == "-" else value
-        if token in ("(", "|"):
-            value = self.expression(0)
-            if not self.left or self.left.pop() != {"(": ")", "|": "|"}[token]:
-                raise _Unreadable("an open bracket")
-            return value if token == "(" else _called("abs", value)
-        if token in _CALLS:
-            bare = self.left[-1:] != ["("]
-            value = self.operand()
-            if bare and (not value.is_Atom or (self.left and self.left[-1] not in "+-*/)|")):
-                raise _Unreadable("a function without brackets")  # "sqrt 2" is clear, "sin 2x" is not
-            return _called(token, value)
-        if token.isalpha():
-            return {"pi": sympy.pi, "e": sympy.E}.get(token) or sympy.Symbol(token)
-        if not token[:1].isdigit() and token[:1] != ".":
-            raise _Unreadable(token)
-        exact = Fraction(token)
-        return sympy.Rational(exact.numerator, exact.denominator)
-
-
-def _factorial(value: Any) -> Any:
-    if not value.is_Integer or not 0 <= value <= _MOST_FACTORIAL:
-        raise _Unreadable("a factorial that is not written out")
-    return sympy.factorial(value)
-
-
-def _combined(a: Any, operator: str, b: Any) -> Any:
-    if operator in ("^", "**"):
-        return _power(a, b)
-    if operator == "/" and b == 0:
-        raise _Unreadable("division by zero")
-    return _finite(a + b if operator == "+" else a - b if operator == "-" else a * b if operator == "*" else a / b)
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    bits = max((int(abs(n.p)).bit_length() + n.q.bit_length() for n in base.atoms(sympy.Rational)), default=1)
-    if (exponent.is_Rational and abs(exponent) * bits > _MOST_BITS) or (base.is_zero and not exponent.is_positive):
-        raise _Unreadable("a power that is too large")
-    if not exponent.is_Rational and not (base.free_symbols or exponent.free_symbols):
-        _ = _at(base, 0) ** _at(exponent, 0)  # SymPy would try for ever what overflows here
-    return _finite(sympy.Pow(base, exponent))
-
-
-def _called(name: str, value: Any) -> Any:
-    if name in ("sqrt", "abs"):
-        return _power(value if name == "sqrt" else _power(value, sympy.Integer(2)), sympy.Rational(1, 2))
-    return _finite(_FUNCTIONS[name](value, evaluate=False))
-
-
-def _finite(value: Any) -> Any:
-    """Return the value; raises where it has none, or where SymPy's own checks could not bear its size."""
-    if value.has(sympy.zoo, sympy.nan, sympy.oo):
-        raise _Unreadable("no finite value")
-    if not value.is_Rational and not value.free_symbols:
-        _at(value, 0)
-    return value
-
-
 # -- comparison ----------------------------------------------------------------------------------------------
-
-
-def _at(value: Any, point: int) -> complex:
-    """Return the value of an expression where every symbol is a real number drawn from its name and the point.
-
-    Raises OverflowError beyond the size of a float: the bound of all that is computed here.
-    """
-    if value.is_Rational:
-        return complex(value.p / value.q)
-    if value.is_Symbol:
-        noise = zlib.crc32(f"{point} {value.name}".encode())
-        return complex((-1) ** (noise & 1) * (0.4 + (noise >> 8) / 2**23))
-    if not value.args:
-        return complex(value)
-    parts = [_at(part, point) for part in value.args]
-    if value.is_Pow:
-        return parts[0] ** parts[1]
-    if value.is_Add or value.is_Mul:
-        return sum(parts) if value.is_Add else math.prod(parts)
-    return getattr(cmath, value.func.__name__)(*parts)
 
 
 def _values(a: Any, b: Any) -> list[tuple[complex, complex]]:
@@ -461,7 +276,7 @@ def _values(a: Any, b: Any) -> list[tuple[complex, complex]]:
     found: list[tuple[complex, complex]] = []
     for point in range(_POINTS):
         try:
-            pair = _at(a, point), _at(b, point)
+            pair = value_at(a, point), value_at(b, point)
         except (ArithmeticError, ValueError):
             continue
         found += [pair] if all(map(cmath.isfinite, pair)) else []

@@ -20,23 +20,33 @@ from rich.text import Text
 from limbeck.errors import InputError
 
 REPORT = "report.json"
+PREDICTIONS = "predictions.jsonl"
 Json = dict[str, Any]
+_PLAIN: Json = {"ensure_ascii": False, "default": str}
 
 
 def write_report(run_dir: Path, report: Mapping[str, Any]) -> Path:
     """Write `report.json`, whole or not at all, and return its path; NaN is refused (ValueError)."""
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=".report", dir=run_dir)
+    return _written_whole(run_dir / REPORT, json.dumps(report, indent=2, allow_nan=False, **_PLAIN) + "\n")
+
+
+def write_predictions(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `predictions.jsonl`, one test row a line, whole or not at all, and return its path."""
+    return _written_whole(run_dir / PREDICTIONS, "".join(json.dumps(row, **_PLAIN) + "\n" for row in rows))
+
+
+def _written_whole(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=".report", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
         Path(part).chmod(0o644)
-        Path(part).replace(run_dir / REPORT)
+        Path(part).replace(path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
-    return run_dir / REPORT
+    return path
 
 
 def read_report(run_dir: Path) -> Json:
@@ -75,7 +85,7 @@ def _systems(report: Mapping[str, Any]) -> Table:
     candidate = paired[0]["a"] if paired else ""
     against = {p["b"]: p for p in paired if p["a"] == candidate}
     title = f"{report['task']}: {report['metric']} on {report['n_test']} test rows (seed {report['seed']})"
-    table = _table("system", "score [95%]", f"{candidate or 'student'} minus it, points", "p", title=title)
+    table = _table("system", "score [95%]", f"{candidate or 'student'}\nminus it, points", "p", title=title)
     for name, entry in report["systems"].items():
         pair = against.get(name)
         difference, p = ("", "") if pair is None else (_points(pair), f"{pair['p']:.2g}")

@@ -12,9 +12,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from limbeck.engine import LoadedModel
+
+# Machines are shared: how long one example takes says nothing about the code.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 CHATML = (
     "{% for message in messages %}"

@@ -251,7 +251,7 @@ def test_hostile_texts_cost_little():
     assert time.process_time() - started < 10
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.sampled_from("0123456789xyepi+-*/^().,=<>{}[]!%|$ \\"), max_size=60))
 def test_any_text_of_signs_is_read_or_refused(text: str):
     answer = parse_answer(text)
@@ -260,7 +260,7 @@ def test_any_text_of_signs_is_read_or_refused(text: str):
         assert same_answer(text, text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.fractions(min_value=-1000, max_value=1000, max_denominator=500), st.integers(1, 50))
 def test_a_fraction_is_the_same_expanded_and_in_latex_and_differs_from_its_neighbour(value: Fraction, by: int):
     n, d = value.numerator * by, value.denominator * by
@@ -270,7 +270,7 @@ def test_a_fraction_is_the_same_expanded_and_in_latex_and_differs_from_its_neigh
     assert not same_answer(str(value), f"({n}+1)/{d}")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**9))
 def test_an_integer_is_the_same_with_separators_and_in_a_sentence(n: int):
     for text in (f"{n:,}", f"{n}.0", f"${n:,}", f"#### {n:,}", f"So there are {n:,} of them.", f"{n} apples"):

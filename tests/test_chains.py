@@ -142,7 +142,6 @@ def test_what_is_no_calculation_is_refused(expression: str) -> None:
 numbers = st.fractions(min_value=-1000, max_value=1000, max_denominator=50)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(0, 99)), min_size=1, max_size=6), st.integers(0, 99))
 def test_chains_calculate_like_python(steps: list[tuple[str, int]], start: int) -> None:
     text, value, name, parts = "", Fraction(start), str(start), list[str]()
@@ -163,7 +162,7 @@ def test_what_is_shown_reads_back(value: Fraction) -> None:
 
 
 @given(st.text(alphabet="[]=y12 +-*/()abc.,%$", max_size=40))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_text_does_more_than_raise_a_chain_error(text: str) -> None:
     try:
         done = run_chain(parse_chain(text))

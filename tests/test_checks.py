@@ -101,7 +101,7 @@ def test_equations_between_numbers_are_found_and_checked(text: str, wrong: list[
     assert wrong_equations(text) == (wrong, count)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 999), st.integers(1, 999), st.sampled_from("+-*"), st.integers(-3, 3))
 def test_an_equation_holds_if_and_only_if_its_result_is_right(a: int, b: int, sign: str, off: int):
     result = {"+": a + b, "-": a - b, "*": a * b}[sign] + off
@@ -194,7 +194,7 @@ def test_a_share_of_the_sentences_is_supported():
     assert not Supported("y")({"passages": []}, {"y": answer}).ok
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=80))
 def test_grounding_never_raises_and_a_text_supports_itself(text: str):
     inputs, outputs = {"text": text}, {"y": text}

@@ -140,7 +140,7 @@ def test_without_the_package_the_verifier_names_the_command(monkeypatch: pytest.
         LegalMove("move", "fen")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 10**6), max_size=30))
 def test_every_legal_move_of_a_random_game_passes_in_both_notations(choices: list[int]):
     board = chess.Board()

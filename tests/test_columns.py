@@ -96,7 +96,7 @@ def test_field_names_are_kept_where_they_can_be():
     }  # fmt: skip
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=8) | st.sampled_from(["copy", "inputs", "base", "reasoning", "lm"]), unique=True))
 def test_any_columns_make_a_signature_and_an_example(columns: list[str]):
     names = field_names(columns)

@@ -154,7 +154,7 @@ def test_open_answers_must_be_grounded_and_agreed_on() -> None:
     assert [r.reason for r in (*done.kept, *done.rejected)] == ["", "ungrounded", "low_agreement"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(alphabet="ab c?", max_size=12), max_size=12), st.integers(0, 100))
 def test_nothing_is_lost_and_nothing_kept_twice(texts: list[str], seed: int) -> None:
     p = np.random.default_rng(seed).dirichlet([1, 1], size=len(texts)).reshape(-1, 2)

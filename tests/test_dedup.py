@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limbeck.compile import dedup
@@ -31,7 +31,6 @@ def sentence(rng: random.Random, n: int = 14) -> str:
     return " ".join(rng.choice(WORDS) + rng.choice(["", "", "s", "ed"]) for _ in range(n))
 
 
-@settings(deadline=None)
 @given(st.text())
 @example("İstanbul ß ﬁ")
 def test_normalize_is_idempotent_and_finds_itself(text: str) -> None:

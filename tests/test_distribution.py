@@ -113,7 +113,7 @@ def test_energy_distance_is_its_definition_and_its_p_value_is_uniform_enough() -
     assert 0.3 < float(np.mean(draws)) < 0.7
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.lists(st.integers(0, 9), min_size=2, max_size=12))
 def test_length_distance_is_scipys(a: list[int], b: list[int]) -> None:
     from scipy.stats import wasserstein_distance
@@ -150,7 +150,7 @@ def plain_bleu(words: list[str], references: list[list[str]]) -> float:
     return math.exp(sum(logs) / len(logs) + min(0.0, 1 - nearest / len(words))) if words else 0.0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), min_size=2, max_size=6))
 def test_self_bleu_is_what_its_definition_gives(texts: list[str]) -> None:
     words = [normalize(t).split() for t in texts]
@@ -164,7 +164,7 @@ def test_of_one_text_nothing_is_repeated() -> None:
     assert distinct(["a b a b", "A, b!"], 1) == pytest.approx(2 / 6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
 def test_vendi_scores_lie_between_one_and_the_number_of_texts(n: int, d: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(n, d))

@@ -122,7 +122,7 @@ def test_a_limit_that_says_nothing_is_refused() -> None:
         cut("a b c", 7)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from(["a", "bc", " ", "\n", ". ", "# ", "- ", "\n\n", "|", "```", "> "]), max_size=90).map(
         "".join

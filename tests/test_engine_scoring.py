@@ -85,7 +85,7 @@ def test_a_candidate_named_twice_scores_the_same_twice(engine: TorchEngine):
     assert scores.best in (0, 1)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.sampled_from(WORDS), picks=st.sets(st.sampled_from(MANY), min_size=30, max_size=80))
 def test_the_search_finds_the_best_of_full_scoring(engine: TorchEngine, text: str, picks: set[str]):
     asked = request(text, tuple(sorted(picks)))

@@ -52,7 +52,7 @@ def test_what_calculates_is_told_from_what_does_not() -> None:
 operands = st.integers(1, 60)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("+*-"), operands), min_size=1, max_size=5), operands, st.booleans())
 def test_a_run_gives_the_results_that_were_written(steps: list[tuple[str, int]], value: int, marked: bool) -> None:
     written = list[str]()

@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import InputError
@@ -218,7 +218,6 @@ def test_a_table_knows_the_place_of_its_rows():
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(cells, cells), min_size=1, max_size=8), st.sampled_from([",", ";", "\t", "|"]))
 def test_what_csv_writes_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], delimiter: str
@@ -241,7 +240,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({"a": values, "b": values}), min_size=1, max_size=5))
 def test_what_json_writes_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]):
     folder = tmp_path_factory.mktemp("json")

@@ -111,7 +111,7 @@ def place_and_worth(place: float, worth: float) -> Scoring:
     return Scoring(favour)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-4, 4), st.floats(0.1, 3))
 def test_both_orders_cancel_the_place_whichever_answer_comes_first(place: float, worth: float):
     lm = LM("scoring", place_and_worth(place, worth))
@@ -250,7 +250,6 @@ def test_choices_are_read_with_suspicion(text: str, value: str | None):
     assert read_choice(text, ["A", "B"]) == value
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_value_or_none(text: str):
     assert read_choice(text, ["yes", "no"]) in ("yes", "no", None)

@@ -59,7 +59,7 @@ def test_intervals_are_those_of_clopper_and_pearson():
     assert Rate(0, 0).report() == {"share": None, "ci95": [0.0, 1.0], "hits": 0, "rows": 0}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
 def test_the_area_is_the_share_of_pairs_in_the_right_order(pairs: list[tuple[int, bool]]):
     above, below = [s for s, good in pairs if good], [s for s, good in pairs if not good]

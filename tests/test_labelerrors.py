@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.compile.curate import Judgement, curate
@@ -106,7 +106,6 @@ def test_a_class_of_one_row_draws_no_others() -> None:
     assert found.counts_K_K[:, 2].tolist() == [0, 0, 0]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000))
 def test_the_joint_is_a_distribution_with_the_given_shares(rows: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def gold(rng: np.random.Generator, n: int, k: int) -> tuple[NDArray[np.int64], N
     return y, rng.permutation(np.arange(n) % 3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     n=st.integers(6, 40),
     k=st.integers(2, 6),

@@ -51,7 +51,7 @@ def test_totals_add_up_over_processes_and_count_a_key_once(tmp_path: Path):
         assert ledger.totals(metered=True) == Totals(0.0, 1, 0, 3, 2, unpriced=1)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text() | st.characters(categories=["Cs"]), key=st.text(max_size=9))
 def test_any_text_comes_back_unchanged(ledger: Ledger, text: str, key: str):
     name = f"{key!r}{text!r}"

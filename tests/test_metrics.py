@@ -7,7 +7,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -69,14 +69,12 @@ def test_numbers_are_read_out_of_text(text: Any, number: float | None):
     assert parse_number(text) == number
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "${}", "about {} cups", "{:,}", "= {:,} .", "{}.0"]))
 def test_a_number_survives_its_dress(number: int, dress: str):
     assert parse_number(dress.format(abs(number))) == abs(number)
     assert parse_number(f"{number:,}") == number
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_reading_a_number_never_raises(text: str):
     number = parse_number(text)
@@ -184,7 +182,6 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.sampled_from(KINDS), anything, anything)
 def test_scores_stay_between_0_and_1(kind: Kind, gold: Any, predicted: Any):
     metric = default_metric({"y": kind})
@@ -192,7 +189,6 @@ def test_scores_stay_between_0_and_1(kind: Kind, gold: Any, predicted: Any):
     assert metric({"y": gold}, {"y": predicted}, []) == metric({"y": gold}, {"y": predicted})
 
 
-@settings(deadline=None)
 @given(st.sampled_from(KINDS), st.text(min_size=1).filter(str.strip))
 def test_the_gold_answer_scores_1(kind: Kind, answer: str):
     value: Any = [answer] if kind == "extraction" else answer

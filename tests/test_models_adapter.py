@@ -13,7 +13,7 @@ import pydantic
 import pytest
 from dspy.utils import DummyLM
 from dspy.utils.exceptions import AdapterParseError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.engine import LoadedModel, TorchEngine
@@ -170,7 +170,6 @@ def test_the_prompt_is_shorter_than_dspys():
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="[]\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"), min_size=1)
 
 
-@settings(deadline=None)
 @given(
     reasoning=WORDS.map(str.strip).filter(bool),
     sentiment=st.sampled_from(["positive", "negative"]),

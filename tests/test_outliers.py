@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.compile.curate import curate
@@ -92,7 +92,6 @@ def test_a_repeated_passage_counts_once_and_few_texts_judge_nothing() -> None:
     assert not LengthOutliers([]).odd({"text": "anything"})
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=8, max_size=40, unique=True), st.integers(0, 2000))
 def test_scores_are_distances(lengths: list[int], new: int) -> None:
     rule = LengthOutliers([{"text": "x" * n} for n in lengths])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.compile.curate import curate
@@ -34,7 +34,6 @@ def longest_run(text: str, documents: list[str], least: int) -> int:
     return best
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), max_size=25).map(" ".join), min_size=1, max_size=4),
     st.lists(st.sampled_from("abcd"), max_size=25).map(" ".join),

@@ -183,7 +183,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(PIECES, st.text(alphabet="ab .,:-(@0123456789", max_size=8)), max_size=6))
 @example(["a@x.org", "a@x.org"])
 def test_masking_twice_changes_nothing_more_and_leaves_nothing(parts: list[str]) -> None:
@@ -195,7 +195,7 @@ def test_masking_twice_changes_nothing_more_and_leaves_nothing(parts: list[str])
     assert len(MASK.findall(once.inputs["text"])) >= len(MASK.findall(text))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text())
 def test_any_text_is_read_and_spans_are_in_order(text: str) -> None:
     found = find_pii(text)

@@ -129,6 +129,13 @@ def test_the_whole_way_and_again(config: RunConfig, embedded: Any) -> None:
     assert 0.7 < forecast(config).total.tokens_in / _teacher_tokens(folder) < 4.0
     stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert stored["systems"].keys() == systems.keys()
+    said = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    for name, entry in systems.items():
+        assert sum(row["systems"][name]["score"] for row in said) / 10 == pytest.approx(entry["score"])
+        assert all(
+            (row["systems"][name]["prediction"]["label"] == row["label"]["label"]) == row["systems"][name]["score"]
+            for row in said
+        )
     test = {json.loads(line)["message"] for line in Path(config.test).read_text(encoding="utf-8").splitlines()}
     kept = read_records(folder / "data" / "kept.parquet")
     rejected = read_records(folder / "data" / "rejected.parquet")

@@ -20,7 +20,7 @@ fields = st.dictionaries(st.text(min_size=1, max_size=5), values, max_size=3)
 
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(fields, fields, fields, st.floats(0.5, 1)), max_size=4))
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, name: str, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("p") / "folder" / name

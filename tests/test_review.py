@@ -121,7 +121,7 @@ def test_what_people_wrote_or_verified_before_is_not_asked_again(tmp_path: Path)
     assert given_ids == {rows[i].id for i in (1, 3, 4, 5)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_nobody_gets_a_row_twice_and_the_random_part_is_the_next_of_one_order(data: st.DataObject) -> None:
     rows = [row(i, p=0.4 + 0.01 * i) for i in range(data.draw(st.integers(1, 25)))]
@@ -448,7 +448,7 @@ def test_a_row_that_was_rejected_before_stays_as_it_is() -> None:
 _STEPS = st.tuples(st.integers(0, 3), st.sampled_from("abc"), st.sampled_from(["accept", "reject", "correct"]))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(_STEPS, st.sampled_from(LABELS[1:])), min_size=1, max_size=14))
 def test_the_last_verdict_of_a_reviewer_on_a_row_wins(tmp_path: Path, steps: list[Any]) -> None:
     (tmp_path / "ledger.sqlite").unlink(missing_ok=True)

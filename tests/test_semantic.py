@@ -28,7 +28,7 @@ def angles(texts: Sequence[str]) -> NDArray[np.float32]:
     return np.array(pairs, dtype=np.float32).reshape(-1, 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 90), st.sampled_from("xy")), max_size=30), st.integers(1, 8))
 def test_greedy_filtering_is_what_brute_force_does(items: list[tuple[int, str]], block: int) -> None:
     rows = [{"text": str(angle)} for angle, _ in items]

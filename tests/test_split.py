@@ -41,7 +41,7 @@ def names(split: Split) -> set[str]:
 counts_strategy = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 12), min_size=2, max_size=8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(counts_strategy.filter(lambda c: max(c.values()) > 1), st.integers(0, 99), st.sampled_from([0, 5]))
 def test_every_row_is_used_exactly_once(counts: dict[str, int], seed: int, n_test: int):
     task = make_task(counts, n_test)

@@ -56,7 +56,7 @@ def test_twenty_of_twenty_is_not_a_proof(score: float, low: float, high: float):
 
 
 @given(scores, st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_interval_is_ordered_and_drawn_by_its_seed(values: list[float], seed: int):
     found = mean_ci(values, seed, resamples=400)
     assert min(values) - 1e-9 <= found.mean <= max(values) + 1e-9
@@ -65,7 +65,7 @@ def test_an_interval_is_ordered_and_drawn_by_its_seed(values: list[float], seed:
 
 
 @given(pairs)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_swapping_the_systems_negates_the_difference(rows: list[tuple[float, float]]):
     a, b = [r[0] for r in rows], [r[1] for r in rows]
     one, other = paired_bootstrap(a, b, resamples=300), paired_bootstrap(b, a, resamples=300)
@@ -91,7 +91,7 @@ def test_two_rows_never_look_significant():
 
 
 @given(answers)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_mcnemar_is_the_exact_binomial_test(rows: list[tuple[int, int]]):
     a, b = [r[0] for r in rows], [r[1] for r in rows]
     wins, losses = sum(x > y for x, y in rows), sum(x < y for x, y in rows)
@@ -111,7 +111,7 @@ def test_mcnemar_refuses_scores_between_right_and_wrong():
 
 
 @given(st.lists(st.tuples(unit, st.sampled_from([0, 1])), min_size=1, max_size=60), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_calibration_error_is_the_weighted_gap_of_the_bins(rows: list[tuple[float, int]], bins: int):
     expected = 0.0
     for k in range(bins):

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scripted import scripted
 
@@ -95,7 +95,6 @@ def test_lengths_are_those_of_the_real_rows() -> None:
     assert lengths_of(["a b"] * 3) == (2,)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200), st.dictionaries(st.sampled_from(["HUM", "LOC"]), st.floats(0.1, 5), min_size=1))
 def test_counts_sum_to_the_total_and_follow_the_shares(total: int, shares: dict[str, float]) -> None:
     counts = label_counts(source(), SynthesisConfig(total=total, distribution=shares))

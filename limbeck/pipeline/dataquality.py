@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any
 
 from limbeck.compile.curate import Curated
 from limbeck.compile.dedup import record_text
@@ -28,8 +28,7 @@ def rules_of(config: RunConfig) -> CurateConfig:
     """Return the rules of a run: the defaults, those that `--rule` turned on, and what happens to personal data."""
     if config.pii not in ("mask", "drop", "keep"):
         raise InputError(f"--pii {config.pii!r} is nothing to do with personal data", valid="mask, drop or keep")
-    action = cast(Literal["mask", "drop", "keep"], config.pii)
-    return parse_rules(config.rule, CurateConfig(pii=PiiConfig(action=action)))
+    return parse_rules(config.rule, CurateConfig(pii=PiiConfig(action=config.pii)))
 
 
 def rules_key(config: RunConfig) -> list[Any]:

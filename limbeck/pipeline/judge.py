@@ -174,6 +174,22 @@ def base_out_of_fold(context: Context) -> list[float]:
     return cast(list[float], payload["scores"])
 
 
+def predictions(context: Context, results: Mapping[str, SystemResult]) -> list[dict[str, Any]]:
+    """Return each test row with its label and what every system said of it."""
+    rows: list[dict[str, Any]] = []
+    for number, example in enumerate(context.split.test):
+        said = {
+            name: {
+                "prediction": {field: one.predictions[number].get(field) for field in context.task.output_fields},
+                "score": one.scores[number],
+                **({"error": one.errors[number]} if one.errors[number] else {}),
+            }
+            for name, one in results.items()
+        }
+        rows.append({"inputs": context.task_inputs(example), "label": dict(example.labels()), "systems": said})
+    return rows
+
+
 def build_report(
     context: Context, results: Mapping[str, SystemResult], choice: Choice, hashes: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from limbeck.pipeline.judge import (
     build_report,
     choose,
     evaluate_systems,
+    predictions,
 )
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.rounds import Round, told, weaknesses
@@ -37,7 +38,7 @@ from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, for_classes, prompt_text
 from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
 from limbeck.records import Record
-from limbeck.report import write_report
+from limbeck.report import write_predictions, write_report
 from limbeck.task import Task, check_context, task_from_labels
 from limbeck.taskfile import load_task
 from limbeck.terms import Ruling, reported, rulings
@@ -384,6 +385,7 @@ class _Way:
         report["terms"] = reported(self.terms, context.config.accept_terms)
         # Chosen out of fold: a program picked on test rows would have no honest score.
         self._remember(choice.system, recipes)
+        write_predictions(context.run.path, predictions(context, results))
         write_report(context.run.path, report)
         shutil.rmtree(context.run.path / FITS, ignore_errors=True)
         return report

@@ -79,7 +79,8 @@ class Context:
 
     def key(self, *parts: Any) -> list[Any]:
         """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
-        return [self.config.identity(), self.task.fingerprint, self.models, *parts]
+        tagged = ["tagged"] if self.plan.tagged else []
+        return [self.config.identity(), self.task.fingerprint, self.models, *tagged, *parts]
 
     def task_inputs(self, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
         """Return the input fields of one row."""

@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import dspy
 
+from limbeck.compile.backtranslate import METHOD as BACKTRANSLATION
 from limbeck.compile.demos import draw_demos
 from limbeck.compile.label import gold_records
 from limbeck.compile.nearest import NearestDemos
 from limbeck.compile.optimizers import INSTRUCTING, KNNFewShot, built_in
 from limbeck.compile.split import make_split
+from limbeck.compile.synthesizers import parse_methods
 from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
@@ -135,7 +137,8 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
         folder.warn(text)
     k = demo_budget(split.gold, config.spend.demo_tokens)
     demos = draw_demos(split.gold, k, config.seed, labels=task.labels, output=task.label_field)
-    plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos))
+    tagged = any(BACKTRANSLATION in portion.chain for portion in parse_methods(config.method))
+    plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos), tagged=tagged)
     plan = replace(plan, max_tokens=answer_tokens(plan, split.gold, _counter(student)))
     folder.reporter.note(
         f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"

@@ -106,7 +106,9 @@ def for_classes(recipe: Recipe, rows: int, classes: int) -> Recipe:
 class StudentPlan:
     """What every fit of a run shares: the base model, the adapter and the program with its prompt.
 
-    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch.
+    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch. Where `tagged`,
+    rows from documents and all others carry different sentences in the student's prompt, and it is asked under the
+    latter's.
     """
 
     base: str
@@ -114,12 +116,21 @@ class StudentPlan:
     task: Task
     demos: tuple[dspy.Example, ...] = ()
     max_tokens: int = 512
+    tagged: bool = False
 
-    def program(self, recipe: Recipe) -> dspy.Module:
-        """Return the student's program: the task's own, with the demonstrations where the recipe keeps them."""
+    def program(self, recipe: Recipe, tag: str = "") -> dspy.Module:
+        """Return the student's program: the task's own, with the demonstrations where the recipe keeps them.
+
+        `tag` is the sentence that says where a training row comes from ("": the one of the user's own rows).
+        """
+        from limbeck.compile.backtranslate import SEED_TAG, TAGS
         from limbeck.compile.demos import with_demos
 
         program = self.task.program.deepcopy()
+        if self.tagged:
+            for predictor in cast(list[Any], program.predictors()):
+                told = f"{predictor.signature.instructions}\n{tag or TAGS[SEED_TAG]}"
+                predictor.signature = predictor.signature.with_instructions(told)
         return with_demos(program, self.demos) if recipe.demos else program
 
     @property
@@ -146,10 +157,13 @@ def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], 
     trace are left out, since a blank rationale would teach the student to skip it. So are rows that the prompt
     itself shows as demonstrations: from them it could only learn to copy.
     """
-    program = plan.program(recipe)
+    from limbeck.compile.backtranslate import tag_of
+
+    tags = {record.id: tag_of(record) if plan.tagged else "" for record in records}
+    programs = {tag: plan.program(recipe, tag) for tag in set(tags.values())}
     shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
     learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
-    rendered = [r for record in learned for r in _rendered(plan, program, recipe, record)]
+    rendered = [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
     return tokenize_rows(tokenizer, rendered)
 
 

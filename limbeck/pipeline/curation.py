@@ -109,12 +109,14 @@ def _judge(
     linear = linear_labelers(context)
     by_fold = {name: labeler.predict_folds(texts) for name, labeler in linear.items()}
     whole = {name: labeler.predict(texts) for name, labeler in linear.items()}
-    if folds.n:
-        students = [*adapters(), context.run.path / ADAPTERS["student_gold_only"]]
-        *by_fold["student"], whole["student"] = fold_predictions(
-            context, tuned.recipe, [r.inputs for r in records], students
-        )
     blocks = [max(0, r.provenance.block) for r in records]
+    if folds.n:
+        # A fold's student is asked about the rows of its block alone: of the others its answer counts for nothing.
+        own = [[row for row, block in enumerate(blocks) if block % folds.n == fold] for fold in range(folds.n)]
+        final = context.run.path / ADAPTERS["student_gold_only"], range(len(records))
+        *by_fold["student"], whole["student"] = fold_predictions(
+            context, tuned.recipe, [r.inputs for r in records], [*zip(adapters(), own, strict=True), final]
+        )
     whole["teacher"] = probability_matrix(teacher, task.labels, context.output)
     blind = {
         name: np.stack([found[block % len(found)][row] for row, block in enumerate(blocks)])

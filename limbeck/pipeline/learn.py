@@ -214,19 +214,28 @@ def fit_final(context: Context, name: str, recipe: Recipe, records: Sequence[Rec
 
 
 def fold_predictions(
-    context: Context, recipe: Recipe, inputs: Sequence[Mapping[str, Any]], adapters: Sequence[Path]
+    context: Context,
+    recipe: Recipe,
+    inputs: Sequence[Mapping[str, Any]],
+    students: Sequence[tuple[Path, Sequence[int]]],
 ) -> list[Matrix]:
-    """Return the label probabilities of new rows by each of these students, each of shape [rows, labels]."""
+    """Return the label probabilities of new rows by each of these students, each of shape [rows, labels].
+
+    A student is its adapter with the numbers of the rows that it is asked about; the others are NaN.
+    """
     import dspy
 
     rows: list[Any] = [
         cast(Any, dspy.Example(**row, **{context.output: context.task.labels[0]})).with_inputs(*row) for row in inputs
     ]
     out: list[Matrix] = []
-    for number, adapter in enumerate(adapters):
-        loaded = load_model(context.plan.base, adapter=adapter, merged=True)
-        result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), rows)
-        out.append(label_matrix(result, context.output, context.task.labels))
-        context.run.reporter.step("student labels new rows", number + 1, len(adapters))
+    for number, (adapter, asked) in enumerate(students):
+        said: Matrix = np.full((len(rows), len(context.task.labels)), np.nan)
+        if asked:
+            loaded = load_model(context.plan.base, adapter=adapter, merged=True)
+            result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), [rows[i] for i in asked])
+            said[list(asked)] = label_matrix(result, context.output, context.task.labels)
+        out.append(said)
+        context.run.reporter.step("student labels new rows", number + 1, len(students))
         context.run.budget.check_time(context.run.ledger)
     return out

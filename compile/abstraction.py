@@ -25,6 +25,7 @@ from limbeck.compile.children import child_of, pick_rows
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.equations import abstract, calculates
 from limbeck.compile.label import prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
@@ -70,7 +71,10 @@ class Abstracted:
 
 
 class ChainOfAbstraction:
-    """Rationales whose results are placeholders; see `limbeck.compile.abstraction`."""
+    """Rationales whose results are placeholders; see `limbeck.compile.abstraction`.
+
+    Demonstrations of a compiled prompt take the place of the built-in ones; kept chains stand behind them.
+    """
 
     name = METHOD
     begins = False
@@ -100,7 +104,7 @@ class ChainOfAbstraction:
             lm=materials.lm,
             adapter=materials.adapter,
             config=replace(self.config, samples=samples, threads=materials.threads, seed=materials.seed),
-            programs=self.programs(materials.source),
+            programs=materials.programs(self),
             progress=materials.show("writing abstract chains"),
         )
         counts = {"failed_calls": done.unreadable} if done.unreadable else {}
@@ -283,12 +287,12 @@ class _Run:
             "max_tokens": self.config.max_tokens,
             "rollout_id": seed,
         }
+        program = self.programs["rewrite" if row.solution else "write"]
+        program = blind(program, self.source, row.block, row.record.inputs)
+        given = [row.problem, row.solution] if row.solution else [row.problem]
         with dspy.context(lm=self.lm, adapter=self.adapter, trace=None):
             try:
-                if row.solution:
-                    made: Any = self.programs["rewrite"](row.problem, row.solution, demos=demos, config=config)
-                else:
-                    made = self.programs["write"](row.problem, demos=demos, config=config)
+                made: Any = program(*given, demos=demos, config=config)
             except BudgetExceeded:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage

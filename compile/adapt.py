@@ -23,6 +23,7 @@ import dspy
 
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.label import Answer, answered, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.related import RELATED, Choice, Related, read_related, usable_rows
 from limbeck.compile.rewriting import Calls, answers_of, is_closed, require_text, text_of, tokens_for
 from limbeck.compile.rouge import RougeIndex
@@ -65,7 +66,10 @@ class AdaptConfig:
 
 
 class Adaptation:
-    """Rows of a related file, chosen by similarity and rewritten to the form of the gold rows."""
+    """Rows of a related file, chosen by similarity and rewritten to the form of the gold rows.
+
+    The gold rows of a call stand in its input: demonstrations of a compiled prompt are all there are.
+    """
 
     name = "adaptation"
     begins = True
@@ -95,7 +99,7 @@ class Adaptation:
             rows, source, max_rows=config.max_rows, most_words=config.most_words, seed=materials.seed
         )
         choice = Choice(usable, source, nearest=config.nearest)
-        run = _Run(materials, config, self.programs(source)["adapt"], choice, wanted)
+        run = Adapting(materials, config, materials.programs(self)["adapt"], choice, wanted)
         show = materials.show("adapting related rows")
         limit = self.config.max_calls or 2 * wanted
         while (missing := wanted - run.kept) > 0 and run.calls.made < limit:
@@ -111,7 +115,9 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """One row to adapt: by which block's prompt, to how many words, with the seed of its call."""
+
     related: Related
     similarity: float
     block: int
@@ -120,7 +126,7 @@ class _Job:
 
 
 @dataclass
-class _Run:
+class Adapting:
     """The state of one adaptation: what has been written so far."""
 
     materials: Materials
@@ -150,6 +156,7 @@ class _Run:
 
     @property
     def kept(self) -> int:
+        """How many rows are kept so far."""
         return sum(record.kept for record in self.done)
 
     def labels(self) -> Counter[str]:
@@ -167,7 +174,10 @@ class _Run:
         """Adapt the next rows and return how many there were."""
         kept = self.labels()
         missing = {label: share - kept[label] for label, share in self.shares.items()}
-        jobs = [self._job(*taken) for taken in self.choice.take(missing, size)]
+        return self.adapt([self.job(*taken) for taken in self.choice.take(missing, size)])
+
+    def adapt(self, jobs: Sequence[Job]) -> int:
+        """Adapt these rows and return how many there were."""
         self.similarities += [job.similarity for job in jobs]
         rows = self.calls.run(self._adapt, jobs)
         made = [(job, self._record(job, row)) for job, row in zip(jobs, rows, strict=True) if row is not None]
@@ -185,13 +195,15 @@ class _Run:
         drawn = random.Random(f"{self.materials.seed}:{block}").sample(shown, min(self.config.examples, len(shown)))
         return [text_of(row.inputs, self.changed) for row in drawn]
 
-    def _job(self, similarity: float, related: Related, block: int) -> _Job:
+    def job(self, similarity: float, related: Related, block: int) -> Job:
+        """Return the rewriting of a related row by a block's prompt, as long as one of the gold rows it may show."""
         seed = int(stable_hash([self.materials.seed, related.id])[:7], 16)
         shown = self.materials.source.shown(block)
         like = shown[seed % len(shown)].inputs
-        return _Job(related, similarity, block, len(text_of(like, self.changed).split()), seed)
+        return Job(related, similarity, block, len(text_of(like, self.changed).split()), seed)
 
-    def _adapt(self, job: _Job) -> Mapping[str, Any]:
+    def settings(self, job: Job) -> dict[str, Any]:
+        """Return what a call is told beside the row: examples, length and sampling."""
         row = {name: job.related.inputs[name] for name in self.materials.source.fields}
         config = {
             "temperature": self.config.temperature,
@@ -199,10 +211,14 @@ class _Run:
             "max_tokens": tokens_for(row, self.changed, job.words),
             "rollout_id": job.seed,
         }
-        made: Any = self.adapter(row, examples=self.examples[job.block], words=job.words, config=config)
+        return {"examples": self.examples[job.block], "words": job.words, "config": config}
+
+    def _adapt(self, job: Job) -> Mapping[str, Any]:
+        row = {name: job.related.inputs[name] for name in self.materials.source.fields}
+        made: Any = blind(self.adapter, self.materials.source, job.block)(row, **self.settings(job))
         return made.row
 
-    def _record(self, job: _Job, row: Mapping[str, Any]) -> Record:
+    def _record(self, job: Job, row: Mapping[str, Any]) -> Record:
         origin = Provenance(
             Adaptation.name,
             parents=(job.related.id,),
@@ -232,7 +248,7 @@ class _Run:
         self.seen.add(key)
         return ""
 
-    def _meant(self, made: Sequence[tuple[_Job, Record]]) -> list[Record]:
+    def _meant(self, made: Sequence[tuple[Job, Record]]) -> list[Record]:
         """Return the records, those rejected that do not say what their row said."""
         from limbeck.engine.loading import encoder_path
 

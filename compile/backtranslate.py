@@ -21,9 +21,8 @@ Rows from documents and labelled rows carry different tags, to be shown in the s
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -33,7 +32,8 @@ from numpy.typing import NDArray
 
 from limbeck.compile.clean_rows import Calls
 from limbeck.compile.dedup import NearDuplicates, normalize, record_text
-from limbeck.compile.retrieve import documents_of
+from limbeck.compile.prompts import blind
+from limbeck.compile.retrieve import MentionsText, documents_of
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import GOLD, Materials, Synthesized
@@ -55,11 +55,6 @@ _LEAST_WORDS = 6
 _MAX_DEMO_WORDS = 600
 # Passages of one wave, at least: the last few rows wanted are not tried one by one.
 _WAVE = 8
-_THE_TEXT = re.compile(
-    r"\b(?:the|this|that|above|following|given)(?: (?:above|following|given|provided))? "
-    r"(?:texts?|passages?|paragraphs?|excerpts?|articles?|documents?|sections?|authors?)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,10 @@ class BacktranslationConfig:
 
 
 class InstructionBacktranslation:
-    """Rows whose outputs are passages of documents and whose inputs are written for them."""
+    """Rows whose outputs are passages of documents and whose inputs are written for them.
+
+    Demonstrations of compiled prompts stand before those that each call shows.
+    """
 
     name = METHOD
     begins = True
@@ -120,24 +118,20 @@ class InstructionBacktranslation:
 
     def programs(self, source: Source) -> dict[str, dspy.Module]:
         """Return the writer and the rater."""
-        writer, rater = self._modules(source)
-        return {"write": writer, "rate": rater}
+        (name,), (output,), task = source.fields, source.gold[0].outputs, source.instructions
+        return {"write": RequestWriter(name, output, task), "rate": PairRater(name, output, task)}
 
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return the pairs kept, at most `wanted`, best first where there are more, and the rejected ones."""
         documents = documents_of(materials.source, materials.options, max_words=self._max_words(materials.source))
-        writer, rater = self._modules(materials.source)
-        made = _Run(materials, self.config, writer, rater).go(documents.passages, wanted)
+        programs: dict[str, Any] = materials.programs(self)
+        made = Pairing(materials, self.config, programs["write"], programs["rate"]).go(documents.passages, wanted)
         told = {
             "documents": len({passage.document for passage in documents.passages}),
             "passages": len(documents.passages),
             "warnings": list(documents.warnings),
         }
         return replace(made, log={**told, **made.log})
-
-    def _modules(self, source: Source) -> tuple[RequestWriter, PairRater]:
-        (name,), (output,) = source.fields, source.gold[0].outputs
-        return RequestWriter(name, output, source.instructions), PairRater(name, output, source.instructions)
 
     def _max_words(self, source: Source) -> int:
         lengths = output_lengths(source)
@@ -155,22 +149,6 @@ def tag_of(record: Record) -> str:
     return next((TAGS[part] for part in record.provenance.attributes.split("; ") if part in TAGS), "")
 
 
-class MentionsText:
-    """Finds inputs that speak of a text the reader does not have; not judged where real inputs do so.
-
-    >>> rule = MentionsText(["How do I bake bread?"])
-    >>> rule("What does the passage say about bread?"), rule("Who wrote the first text adventure?")
-    (True, False)
-    """
-
-    def __init__(self, real: Iterable[str]) -> None:
-        self._judged = not any(_THE_TEXT.search(text) for text in real)
-
-    def __call__(self, text: str) -> bool:
-        """Return whether it does."""
-        return self._judged and bool(_THE_TEXT.search(text))
-
-
 class _Rating(NamedTuple):
     """What a rater said of a pair; the score is None where it could not be read."""
 
@@ -180,7 +158,7 @@ class _Rating(NamedTuple):
 
 
 @dataclass
-class _Run:
+class Pairing:
     """The state of one run: what has been written, and what each round said of it."""
 
     materials: Materials
@@ -236,16 +214,16 @@ class _Run:
         blocks = self.source.blocks
         jobs = [(passage, blocks[int(stable_hash(passage.place), 16) % len(blocks)]) for passage in passages]
         records: list[Record] = []
-        for (passage, block), text in zip(jobs, self.calls.run(self._write, jobs), strict=True):
+        for (passage, block), text in zip(jobs, self.calls.run(self.write, jobs), strict=True):
             if not text:
                 self.counts["no_input"] += text is not None  # a call that failed is counted as one
                 continue
-            shown = self._shown(block)
+            shown = self.shown(block)
             origin = Provenance(
                 METHOD,
                 parents=tuple(row.id for row in shown),
                 teacher=str(self.materials.lm.model),
-                prompt_hash=stable_hash([self.source.instructions, [[dict(r.inputs), dict(r.outputs)] for r in shown]]),
+                prompt_hash=self._hash(shown),
                 seed=self._seed_of(passage),
                 level=SELF_RATED,
                 block=block,
@@ -256,19 +234,27 @@ class _Run:
             records.append(record.reject(reason) if reason else record)
         return records
 
-    def _write(self, job: tuple[Passage, int]) -> str:
+    def _hash(self, shown: Sequence[Record]) -> str:
+        pairs = [[dict(row.inputs), dict(row.outputs)] for row in shown]
+        return stable_hash([self.source.instructions, pairs, *self.materials.compiled(METHOD, "write")])
+
+    def write(self, job: tuple[Passage, int]) -> str:
+        """Return the input that the model writes for a passage with a block's demonstrations."""
         passage, block = job
+        made: Any = blind(self.writer, self.source, block)(passage.body, **self.settings(passage, block))
+        return str(made.text)
+
+    def settings(self, passage: Passage, block: int) -> dict[str, Any]:
+        """Return what a call is told beside the passage: demonstrations and sampling."""
         config = {
             "temperature": self.config.temperature,
             "top_p": self.config.top_p,
             "max_tokens": max(self.source.tokens, 64),
             "rollout_id": self._seed_of(passage),
         }
-        demos = self.writer.demos([self._pair(row) for row in self._shown(block)])
-        made: Any = self.writer(passage.body, demos=demos, config=config)
-        return str(made.text)
+        return {"demos": self.writer.demos([self._pair(row) for row in self.shown(block)]), "config": config}
 
-    def _shown(self, block: int) -> list[Record]:
+    def shown(self, block: int) -> list[Record]:
         """Return a block's demonstrations, the same for all passages, so that the prompt's beginning is cached."""
         rows = self.source.shown(block)
         drawn = random.Random(f"{self.seed}:{block}").sample(rows, min(self.config.demos, len(rows)))
@@ -328,7 +314,8 @@ class _Run:
         def rate(pair: tuple[str, str]) -> _Rating:
             # A pair that is itself shown would be told its answer.
             demos = [self.rater.demo(*one.pair, one.review) for one in shown if one.pair != pair]
-            made: Any = self.rater(*pair, demos=demos, config=config)
+            rater = blind(self.rater, self.source, -1, {self.writer.field: pair[0]})
+            made: Any = rater(*pair, demos=demos, config=config)
             return _Rating(pair, made.score, str(made.review))
 
         found = self.calls.run(rate, pairs)

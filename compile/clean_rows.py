@@ -22,9 +22,10 @@ import dspy
 from limbeck.compile.children import child_of
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.label import Answer, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.rewriting import Calls, answers_of, numbers_in, require_text, text_of, tokens_for
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.metrics import likeness
 from limbeck.programs.rewrite import Repairer, Rephraser, changed_fields
 from limbeck.records import CLEANED, Record, stable_hash
@@ -56,7 +57,10 @@ class CleanConfig:
 
 
 class Cleaning:
-    """The given rows, repaired once and rephrased once or more, with their own labels."""
+    """The given rows, repaired once and rephrased once or more, with their own labels.
+
+    No call brings demonstrations of its own: those of a compiled prompt are all there are.
+    """
 
     name = "cleaning"
     begins = False
@@ -81,7 +85,7 @@ class Cleaning:
 
         Raises StageEmpty when nothing passes; BudgetExceeded and KeyboardInterrupt pass through.
         """
-        run = _Run(records, materials, self.config, self.programs(materials.source))
+        run = Rewriting(records, materials, self.config, materials.programs(self))
         show = materials.show("cleaning rows")
         limit = self.config.max_calls or 3 * wanted
         while (missing := wanted - run.kept) > 0 and run.calls.made < limit and run.parents:
@@ -103,7 +107,7 @@ class _Job:
 
 
 @dataclass
-class _Run:
+class Rewriting:
     """The state of one cleaning run: what has been rewritten so far."""
 
     parents: Sequence[Record]
@@ -125,10 +129,12 @@ class _Run:
 
     @property
     def kept(self) -> int:
+        """How many rows are kept so far."""
         return sum(record.kept for record in self.done)
 
     @property
     def tally(self) -> dict[str, int]:
+        """The rows kept by how they came about."""
         return dict(Counter(record.provenance.attributes for record in self.done if record.kept))
 
     def wave(self, size: int) -> None:
@@ -151,10 +157,9 @@ class _Run:
     def _rewrite(self, job: _Job) -> Mapping[str, Any]:
         config: dict[str, Any] = {"max_tokens": tokens_for(job.parent.inputs, self.changed), "rollout_id": job.seed}
         config |= {"temperature": 0.0} if job.operation == REPAIR else {"temperature": self.config.temperature}
-        made: Any = self.programs[job.operation](
-            {name: job.parent.inputs[name] for name in self.materials.source.fields},
-            config={**config, "top_p": self.config.top_p},
-        )
+        source, inputs = self.materials.source, job.parent.inputs
+        program: Any = blind(self.programs[job.operation], source, block_of_child(job.parent, source), inputs)
+        made = program({name: inputs[name] for name in source.fields}, config={**config, "top_p": self.config.top_p})
         return made.row
 
     def _record(self, job: _Job, row: Mapping[str, Any]) -> Record:

@@ -21,8 +21,9 @@ from limbeck.compile.aifeedback import METHOD, AnswerPair, compare_violations, v
 from limbeck.compile.children import child_of, first_answers, pick_rows
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import LabelConfig, Labeler, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.principles import Principle, read_principles
 from limbeck.programs.constitution import Reviser, ViolationJudge
@@ -78,7 +79,10 @@ class Revised:
 
 
 class Constitutional:
-    """Answers revised under a constitution; see `limbeck.compile.constitution`."""
+    """Answers revised under a constitution; see `limbeck.compile.constitution`.
+
+    Demonstrations of a compiled prompt take the place of the built-in ones.
+    """
 
     name = METHOD
     begins = False
@@ -98,7 +102,7 @@ class Constitutional:
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return one record a row, of at most `wanted` rows, with the last revision of its answer."""
         principles = read_principles(str(materials.options.get("constitution") or ""))
-        programs = self.programs(materials.source)
+        programs = materials.programs(self)
         done = revise(
             pick_rows(records, wanted, materials.seed),
             materials.source,
@@ -163,7 +167,7 @@ def revise(
     answers = first_answers(
         records, labeler, LabelConfig(METHOD, 1, None, config.threads, config.seed, config.patience)
     )
-    run = _Run(name, principles, labeler, config, program or Reviser())
+    run = _Run(name, source, principles, labeler, config, program or Reviser())
     asked = [(r, str(a.outputs[name])) for r, a in zip(records, answers, strict=True) if not a.reason]
     if not asked:
         raise StageEmpty(f"none of {len(records)} rows has an answer to revise", hint="a larger --teacher")
@@ -217,6 +221,7 @@ class _Run:
     """What every row of one revision shares."""
 
     name: str
+    source: Source
     principles: Sequence[Principle]
     labeler: Labeler
     config: ConstitutionConfig
@@ -225,6 +230,7 @@ class _Run:
     def rounds(self, record: Record, answer: str) -> _Way:
         """Criticise and revise an answer by each of the row's principles in turn."""
         way = _Way(answer)
+        program = blind(self.program, self.source, block_of_child(record, self.source), record.inputs)
         for number, principle in enumerate(drawn(self.principles, self.config.rounds, self.config.seed, record)):
             tokens = min(self.config.most_tokens, 64 + 4 * len(way.answer.split()))
             settings = {
@@ -234,7 +240,7 @@ class _Run:
             }
             with dspy.context(lm=self.labeler.lm, adapter=self.labeler.adapter, trace=None):
                 try:
-                    made = cast(Any, self.program)(
+                    made = cast(Any, program)(
                         as_request(record.inputs),
                         way.answer,
                         principle,

@@ -27,11 +27,12 @@ import dspy
 from limbeck.compile.children import child_of
 from limbeck.compile.dedup import normalize
 from limbeck.compile.label import answered, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.rewriting import Calls, answers_of, is_closed, require_text, text_of, tokens_for
 from limbeck.compile.rouge import rouge_l
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, label_counts
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.programs.evolve import Comparer, Evolver
 from limbeck.programs.rewrite import changed_fields
 from limbeck.records import Provenance, Record, stable_hash
@@ -248,10 +249,13 @@ def compared(
 ) -> list[Record]:
     """Return the rows, those rejected as "no_gain" that the model finds equal to their parents."""
 
+    source = calls.materials.source
+
     def ask(pair: tuple[Job, Record]) -> bool:
         job, record = pair
         texts = (text_of(inputs, changed) for inputs in (job.parent.inputs, record.inputs))
-        made: Any = programs["compare"](*texts, config={"temperature": 0.0})
+        compare = blind(programs["compare"], source, record.provenance.block, job.parent.inputs)
+        made: Any = compare(*texts, config={"temperature": 0.0})
         return bool(made.equal)
 
     reasons = {True: "no_gain", False: "", None: "not_compared"}
@@ -295,7 +299,10 @@ def starts_of(records: Sequence[Record], materials: Materials, changed: Sequence
 
 
 class EvolInstruct:
-    """Given rows made harder or rarer in rounds, with the answers that the compiled program gives."""
+    """Given rows made harder or rarer in rounds, with the answers that the compiled program gives.
+
+    Demonstrations of a compiled prompt take the place of the built-in ones.
+    """
 
     name = "evol_instruct"
     begins = False
@@ -325,14 +332,14 @@ class EvolInstruct:
         Raises StageEmpty when nothing passes; BudgetExceeded and KeyboardInterrupt pass through.
         """
         calls = Calls(materials, self.name, self.config.patience)
-        steps = _Steps(materials, calls, self.config, self.programs(materials.source))
+        steps = Steps(materials, calls, self.config, materials.programs(self))
         starts = starts_of(records, materials, steps.changed, wanted)
         made = Evolution(starts, steps, calls, OPERATIONS, self.config).run(wanted)
         return Synthesized(made.records, made.counts, {self.name: dict(made.log)})
 
 
 @dataclass
-class _Steps:
+class Steps:
     """One step of text rows: evolve, hold to the rules, compare, answer, hold the answers to the rules."""
 
     materials: Materials
@@ -348,18 +355,21 @@ class _Steps:
         self.hash = prompt_hash(self.programs["evolve"])
 
     def __call__(self, jobs: Sequence[Job]) -> list[Record | None]:
-        rows = self.calls.run(self._evolve, jobs)
+        """Return what becomes of each job: a record, kept or rejected, None where the call failed."""
+        rows = self.calls.run(lambda job: self.evolve(job, self.programs["evolve"]), jobs)
         records = [self._record(job, row) if row is not None else None for job, row in zip(jobs, rows, strict=True)]
         records = each_kept(jobs, records, lambda pairs: compared(pairs, self.calls, self.programs, self.changed))
         return records if self.closed else each_kept(jobs, records, self._answer)
 
-    def _evolve(self, job: Job) -> Mapping[str, Any]:
+    def evolve(self, job: Job, program: dspy.Module) -> Mapping[str, Any]:
+        """Return the row that the program makes of the job's parent."""
         source = self.materials.source
         label = str(job.parent.outputs[source.label_field]) if self.closed else ""
         row = {name: job.parent.inputs[name] for name in source.fields}
         config = sampling(job, row, self.changed, self.config)
         meaning = source.meanings.get(label, "")
-        made: Any = self.programs["evolve"](row, job.operation, label=label, meaning=meaning, config=config)
+        program = blind(program, source, block_of_child(job.parent, source), job.parent.inputs)
+        made: Any = program(row, job.operation, label=label, meaning=meaning, config=config)
         return made.row
 
     def _record(self, job: Job, row: Mapping[str, Any]) -> Record:

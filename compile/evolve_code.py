@@ -34,9 +34,10 @@ from limbeck.compile.evolve import (
     starts_of,
 )
 from limbeck.compile.label import prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.rewriting import Calls
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.errors import InputError
 from limbeck.programs.evolve import Comparer
 from limbeck.programs.evolve_code import (
@@ -110,7 +111,10 @@ def _refused(what: str) -> InputError:
 
 
 class EvolCode:
-    """Programming problems made harder in rounds, with a solution that passes tests written beside it."""
+    """Programming problems made harder in rounds, with a solution that passes tests written beside it.
+
+    Demonstrations of a compiled prompt take the place of the built-in ones.
+    """
 
     name = "evol_code"
     begins = False
@@ -139,7 +143,7 @@ class EvolCode:
         """
         evolve = self.config.evolve
         calls = Calls(materials, self.name, evolve.patience)
-        steps = _Steps(materials, calls, self.config, self.programs(materials.source))
+        steps = CodeSteps(materials, calls, self.config, materials.programs(self))
         solved = [row for row in records if functions_of(unfence(str(row.outputs.get(steps.shape.code))))]
         starts = starts_of(solved, materials, (steps.shape.problem,), wanted)
         made = Evolution(starts, steps, calls, tuple(CODE_OPERATIONS), evolve).run(wanted)
@@ -147,7 +151,7 @@ class EvolCode:
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """What the model wrote for one problem: solutions and tests."""
 
     solutions: tuple[str, ...]
@@ -155,7 +159,7 @@ class _Written:
 
 
 @dataclass
-class _Steps:
+class CodeSteps:
     """One step of problems: evolve, hold to the rules, compare, solve and test, let both meet in the sandbox."""
 
     materials: Materials
@@ -175,46 +179,52 @@ class _Steps:
         self.lines: dict[str, str] = {}
 
     def __call__(self, jobs: Sequence[Job]) -> list[Record | None]:
-        made = self.calls.run(self._evolve, jobs)
+        """Return what becomes of each job: a record, kept or rejected, None where the call failed."""
+        made = self.calls.run(lambda job: self.evolve(job, self.programs["evolve"]), jobs)
         records = [self._record(job, new) if new else None for job, new in zip(jobs, made, strict=True)]
         records = each_kept(jobs, records, lambda pairs: compared(pairs, self.calls, self.programs, self.changed))
         return each_kept(jobs, records, self._solved)
 
-    def _line(self, record: Record) -> str:
+    def line(self, record: Record) -> str:
         """Return the first line of the function that solves a problem, which its tests call or which comes last."""
         found = functions_of(unfence(str(record.outputs.get(self.shape.code, ""))))
         tests = str(record.inputs.get(self.shape.tests, ""))
         called = [line for name, line in found.items() if f"{name}(" in tests]
         return (called or list(found.values()))[-1]
 
-    def _evolve(self, job: Job) -> tuple[str, str]:
+    def evolve(self, job: Job, program: dspy.Module) -> tuple[str, str]:
+        """Return the problem that the program makes of the job's parent, and the text that names its function."""
         problem = str(job.parent.inputs[self.shape.problem])
         config = sampling(job, job.parent.inputs, self.changed, self.config.evolve)
         # Two fields are written, parted by a blank line.
         config = {**{k: v for k, v in config.items() if k != "stop"}, "max_tokens": config["max_tokens"] + 48}
-        made: Any = self.programs["evolve"](problem, self._line(job.parent), job.operation, config=config)
+        made = self._blind(program, job)(problem, self.line(job.parent), job.operation, config=config)
         return str(made.problem), str(made.function)
+
+    def _blind(self, program: dspy.Module, job: Job) -> Any:
+        source = self.materials.source
+        return blind(program, source, block_of_child(job.parent, source), job.parent.inputs)
 
     def _record(self, job: Job, new: tuple[str, str]) -> Record:
         problem, function = new
         row = dict.fromkeys(self.materials.source.fields, "") | {self.shape.problem: problem}
         record = Record(row, {}, origin_of(job, EvolCode.name, self.hash, self.materials))
-        self.lines[record.id] = read_function(function, self._line(job.parent))
+        self.lines[record.id] = read_function(function, self.line(job.parent))
         reason = self.rules.text_reason(job, row)
         return record.reject(reason) if reason else record
 
     def _solved(self, pairs: Sequence[tuple[Job, Record]]) -> list[Record]:
         """Return the records with the solution and the tests that agree, rejected where none do."""
         written = self._write(pairs)
-        usable = [self._useful(one) for one in written]
-        passed = self._passes([(s, tests) for one, tests in zip(written, usable, strict=True) for s in one.solutions])
+        usable = [self.useful(one) for one in written]
+        passed = self.passes([(s, tests) for one, tests in zip(written, usable, strict=True) for s in one.solutions])
         told: list[Record] = []
         for (_, record), one, tests in zip(pairs, written, usable, strict=True):
             mine, passed = passed[: len(one.solutions)], passed[len(one.solutions) :]
             told.append(self._told(record, one, tests, mine))
         return told
 
-    def _write(self, pairs: Sequence[tuple[Job, Record]]) -> list[_Written]:
+    def _write(self, pairs: Sequence[tuple[Job, Record]]) -> list[Written]:
         samples = max(1, self.materials.samples)
 
         def ask(task: tuple[Job, Record, int]) -> str:
@@ -222,34 +232,33 @@ class _Steps:
             problem, line = str(record.inputs[self.shape.problem]), self.lines[record.id]
             config: dict[str, Any] = {"max_tokens": self.tokens, "rollout_id": job.seed + number}
             if number == samples:
-                made: Any = self.programs["test"](
-                    problem, line, count=self.config.tests, config={**config, "temperature": 0.0}
-                )
+                program = self._blind(self.programs["test"], job)
+                made: Any = program(problem, line, count=self.config.tests, config={**config, "temperature": 0.0})
                 return made.tests
             warm = self.config.evolve.temperature if number else 0.0
-            made = self.programs["solve"](problem, line, config={**config, "temperature": warm})
+            made = self._blind(self.programs["solve"], job)(problem, line, config={**config, "temperature": warm})
             return made.code
 
         tasks = [(job, record, number) for job, record in pairs for number in range(samples + 1)]
         answers = [answer or "" for answer in self.calls.run(ask, tasks)]
-        found: list[_Written] = []
+        found: list[Written] = []
         for (_, record), at in zip(pairs, range(0, len(answers), samples + 1), strict=True):
             name = next(iter(functions_of(f"{self.lines[record.id]} pass")))
             codes = [unfence(text, f"def {name}") for text in answers[at : at + samples]]
             solutions = tuple(code.strip() for code in codes if name in functions_of(code))
-            found.append(_Written(solutions, tuple(read_tests(unfence(answers[at + samples]), name))))
+            found.append(Written(solutions, tuple(read_tests(unfence(answers[at + samples]), name))))
         return found
 
-    def _useful(self, written: _Written) -> tuple[str, ...]:
+    def useful(self, written: Written) -> tuple[str, ...]:
         """Return the tests that functions fail which return None or their first argument."""
         if not written.solutions or len(written.tests) < self.config.min_tests:
             return written.tests
         names = functions_of(written.solutions[0])
         stubs = ["\n".join(f"def {name}(*args, **named): return {value}" for name in names) for value in _STUBS]
-        none, same = self._passes([(stub, written.tests) for stub in stubs])
+        none, same = self.passes([(stub, written.tests) for stub in stubs])
         return tuple(test for test, a, b in zip(written.tests, none, same, strict=True) if not (a or b))
 
-    def _passes(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[bool, ...]]:
+    def passes(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[bool, ...]]:
         """Return for each program which of its tests it passes, each in a run of its own."""
         runs = [(code, Suite.mbpp([test])) for code, tests in asked for test in tests]
         threads = self.materials.threads
@@ -262,7 +271,7 @@ class _Steps:
         return [tuple(next(results).ok for _ in tests) for _, tests in asked]
 
     def _told(
-        self, record: Record, written: _Written, tests: Sequence[str], passed: Sequence[tuple[bool, ...]]
+        self, record: Record, written: Written, tests: Sequence[str], passed: Sequence[tuple[bool, ...]]
     ) -> Record:
         if not written.solutions:
             return record.reject("no_solution")

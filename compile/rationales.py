@@ -24,6 +24,7 @@ from limbeck.checks import wrong_equations
 from limbeck.compile.children import child_of, output_specs, pick_rows
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import FAILED, Labeler, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
@@ -78,7 +79,7 @@ class Star:
     """Rationales for the rows it is given; see `limbeck.compile.rationales`.
 
     A program that reasons is asked as it was compiled, so that its records train it; for any other task it is a chain
-    of thought over the same fields.
+    of thought over the same fields. Kept rationales stand before the demonstrations of a compiled prompt.
     """
 
     name = METHOD
@@ -103,7 +104,8 @@ class Star:
         """Return one record a row, of at most `wanted` rows, with its rationale."""
         labeler = replace(materials.labeler, lm=materials.lm, adapter=materials.adapter)
         if not reasons(next(iter(labeler.programs.values())), labeler.output_fields):
-            labeler = replace(labeler, programs={-1: self.programs(materials.source)["reason"]})
+            program, source = materials.programs(self)["reason"], materials.source
+            labeler = replace(labeler, programs={b: blind(program, source, b) for b in (-1, *source.blocks)})
         # A label that is scored needs one answer, a rationale still several tries.
         samples = max(self.config.samples, materials.samples)
         done = star(

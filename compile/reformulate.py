@@ -23,8 +23,9 @@ from limbeck.columns import infer_kind
 from limbeck.compile.children import child_of, first_answers, pick_rows
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import FAILED, Answer, LabelConfig, Labeler, prompt_hash
+from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import GOLD, Materials, Synthesized
+from limbeck.compile.synthesizers import GOLD, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.metrics import is_number, likeness
 from limbeck.models.labels import label_text
@@ -72,7 +73,10 @@ class Reformulated:
 
 
 class Reformulation:
-    """Answers rows through another form; see `limbeck.compile.reformulate`."""
+    """Answers rows through another form; see `limbeck.compile.reformulate`.
+
+    Demonstrations of a compiled prompt take the place of the built-in ones.
+    """
 
     name = METHOD
     begins = False
@@ -102,7 +106,7 @@ class Reformulation:
             materials.source,
             replace(materials.labeler, lm=materials.lm, adapter=materials.adapter),
             config=replace(self.config, threads=materials.threads, seed=materials.seed),
-            program=next(iter(self.programs(materials.source).values())),
+            program=next(iter(materials.programs(self).values())),
             progress=materials.show("solving in another form"),
         )
         counts = {"failed_calls": done.unreadable} if done.unreadable else {}
@@ -197,7 +201,7 @@ def reformulate(
     """
     config = config or ReformulationConfig()
     program = program or next(iter(Reformulation(config).programs(source).values()))
-    run = _Run(source, labeler, config, program, form_of(source))
+    run = Solving(source, labeler, config, program, form_of(source))
     asked = LabelConfig(METHOD, 1, None, config.threads, config.seed, config.patience)
     direct = first_answers(records, labeler, asked)
     errors: list[str] = []
@@ -225,7 +229,7 @@ def reformulate(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Solving:
     """What every row of one call of the method shares."""
 
     source: Source
@@ -234,17 +238,22 @@ class _Run:
     program: dspy.Module
     form: Form
 
-    def solve(self, record: Record, direct: Answer) -> Any:
-        """Return the program's prediction, or what went wrong."""
-        text, seed = as_request(record.inputs), int(stable_hash([self.config.seed, record.id])[:7], 16)
+    def asked(self, record: Record, direct: Answer) -> dict[str, Any]:
+        """Return what the program is told beside the row's text: settings, a seed, or the labels' statements."""
+        seed = int(stable_hash([self.config.seed, record.id])[:7], 16)
         given: dict[str, Any] = {"config": {"temperature": 0.0, "max_tokens": self.config.max_tokens}}
         if self.form == "equation":
             given["seed"] = seed
         elif self.form == "entailment":
             given["statements"] = {label: self._statement(label) for label in self._candidates(direct, seed)}
+        return given
+
+    def solve(self, record: Record, direct: Answer) -> Any:
+        """Return the program's prediction, or what went wrong."""
+        program = blind(self.program, self.source, block_of_child(record, self.source), record.inputs)
         with dspy.context(lm=self.labeler.lm, adapter=self.labeler.adapter, trace=None):
             try:
-                return cast(Any, self.program)(text, **given)
+                return cast(Any, program)(as_request(record.inputs), **self.asked(record, direct))
             except BudgetExceeded:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage
@@ -264,13 +273,13 @@ class _Run:
         if isinstance(made, str):
             return Record(parent.inputs, {}, origin, weight=parent.weight).reject(FAILED), Counter()
         gold = parent.provenance.method == GOLD
-        outputs = {} if made.fault else {_field(self.source): self._output(made.answer)}
+        outputs = self.outputs(made)
         scores = {**parent.scores, "confidence": float(made.confidence)}
         if made.returned is not None:
             scores["round_trip"] = float(made.returned)
         if outputs and direct.outputs and not gold:
-            scores["agreement"] = self._like(parent, direct.outputs, outputs)
-        right = bool(outputs) and gold and self._like(parent, parent.outputs, outputs) >= _RIGHT
+            scores["agreement"] = self.like(parent, direct.outputs, outputs)
+        right = bool(outputs) and gold and self.like(parent, parent.outputs, outputs) >= _RIGHT
         lost = "wrong_answer" if gold and not right else ""
         lost = lost or ("round_trip" if not gold and made.returned is False and self.config.way_back else "")
         reason = made.fault or lost
@@ -287,7 +296,7 @@ class _Run:
         return (record.reject(reason) if reason else record), log
 
     def _measured(self, parent: Record, direct: Answer, made: Any, right: bool) -> Counter[str]:
-        told = bool(direct.outputs) and self._like(parent, parent.outputs, direct.outputs) >= _RIGHT
+        told = bool(direct.outputs) and self.like(parent, parent.outputs, direct.outputs) >= _RIGHT
         back = {
             f"{kind}_{way}": int(is_right == right and made.returned is returned)
             for kind, is_right in (("right", True), ("wrong", False))
@@ -310,10 +319,15 @@ class _Run:
         likeliest = sorted(labels, key=lambda label: (-chances.get(label, 0.0), drawn[label]))[:most]
         return [label for label in labels if label in likeliest]
 
-    def _output(self, answer: Any) -> Any:
-        return Shape.of(self.source).written(answer) if self.form == "questions" else answer
+    def outputs(self, made: Any) -> dict[str, Any]:
+        """Return the answer of a prediction as the task writes it; {} for a fault."""
+        if made.fault:
+            return {}
+        answer = Shape.of(self.source).written(made.answer) if self.form == "questions" else made.answer
+        return {_field(self.source): answer}
 
-    def _like(self, row: Record, gold: Mapping[str, Any], outputs: Mapping[str, Any]) -> float:
+    def like(self, row: Record, gold: Mapping[str, Any], outputs: Mapping[str, Any]) -> float:
+        """Return the metric's score of outputs against others for a row, without a metric whether they are equal."""
         name = _field(self.source)
         if self.labeler.metric is None:
             return float(label_text(gold[name]) == label_text(outputs[name]))

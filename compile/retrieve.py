@@ -8,7 +8,8 @@ and so no common scale of scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,11 @@ from limbeck.errors import InputError
 _FUSION = 60
 # Ranks of each list that fusion looks at: what is in neither list's first 30 is not the answer.
 _DEPTH = 30
+_THE_TEXT = re.compile(
+    r"\b(?:the|this|that|above|following|given)(?: (?:above|following|given|provided))? "
+    r"(?:texts?|passages?|paragraphs?|excerpts?|articles?|documents?|sections?|authors?)\b",
+    re.IGNORECASE,
+)
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 
@@ -144,3 +150,19 @@ def documents_of(source: Source, options: Mapping[str, Any], *, max_words: int =
 
 def _tokens(text: str) -> list[str]:
     return normalize(text).split()
+
+
+class MentionsText:
+    """Finds inputs that speak of a text the reader does not have; not judged where real inputs do so.
+
+    >>> rule = MentionsText(["How do I bake bread?"])
+    >>> rule("What does the passage say about bread?"), rule("Who wrote the first text adventure?")
+    (True, False)
+    """
+
+    def __init__(self, real: Iterable[str]) -> None:
+        self._judged = not any(_THE_TEXT.search(text) for text in real)
+
+    def __call__(self, text: str) -> bool:
+        """Return whether it does."""
+        return self._judged and bool(_THE_TEXT.search(text))

@@ -21,8 +21,10 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.focus import Focus
 from limbeck.compile.label import LabelConfig, Labeler, answer_all, answered
+from limbeck.compile.prompts import blind
 from limbeck.compile.rouge import RougeIndex
-from limbeck.compile.source import Source
+from limbeck.compile.source import Source, writer_of
+from limbeck.compile.synthesize import written_by
 from limbeck.errors import BudgetExceeded, StageEmpty
 from limbeck.programs.generate import Condition, InputWriter
 from limbeck.records import CHECKED, Provenance, Record, stable_hash
@@ -91,16 +93,18 @@ def self_instruct(
     labeler: Labeler,
     *,
     config: SelfInstructConfig | None = None,
+    writer: InputWriter | None = None,
     progress: Progress | None = None,
 ) -> SelfInstructed:
     """Return records of new inputs with their answers, the same for the same seed.
 
-    `labeler.programs` needs the blocks of `source`. A rejected input is not answered. `progress` gets
-    ("write" or "answer", done, wanted). StageEmpty when nothing passes; BudgetExceeded and
+    `labeler.programs` needs the blocks of `source`; `writer` may have a compiled prompt. A rejected input is not
+    answered. `progress` gets ("write" or "answer", done, wanted). StageEmpty when nothing passes; BudgetExceeded and
     KeyboardInterrupt pass through.
     """
     config = config or SelfInstructConfig()
-    run = _Run(source, labeler.lm, labeler.adapter, config, progress)
+    writer = writer or writer_of(source, labelled=False)
+    run = _Run(source, writer, labeler.lm, labeler.adapter, config, progress)
     run.write()
     asked = [record for record in run.records if record.kept]
     answers = answer_all(
@@ -167,6 +171,7 @@ class _Run:
     """The state of one Self-Instruct run: what has been written so far."""
 
     source: Source
+    writer: InputWriter
     lm: dspy.LM
     adapter: Any
     config: SelfInstructConfig
@@ -178,13 +183,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.filter = InputFilter([record_text(row.inputs) for row in self.source.gold], self.config)
-        self.writer = InputWriter(
-            self.source.fields,
-            self.source.instructions,
-            labelled=False,
-            described=False,
-            several=self.source.one_line,
-        )
 
     @property
     def accepted(self) -> list[Record]:
@@ -214,7 +212,7 @@ class _Run:
         made = rng.sample(made, min(self.config.generated_demos, len(made)))
         gold = self.source.shown(block)
         seeds = self.config.focus.draw(gold, min(self.config.demos - len(made), len(gold)), rng)
-        shown = _within(rng.sample([*seeds, *made], len(seeds) + len(made)))
+        shown = within_words(rng.sample([*seeds, *made], len(seeds) + len(made)))
         demos = self.writer.demos([record.inputs for record in shown], Condition())
         seed = int(stable_hash([self.config.seed, number])[:7], 16)
         return _Job(block, tuple(shown), tuple(demos), seed)
@@ -227,9 +225,10 @@ class _Run:
             "max_tokens": self.source.tokens * count,
             "rollout_id": job.seed,
         }
+        writer = blind(self.writer, self.source, job.block)
         with dspy.context(lm=self.lm, adapter=self.adapter, trace=None):
             try:
-                made: Any = self.writer(Condition(), count=count, demos=job.demos, config=config)
+                made: Any = writer(Condition(), count=count, demos=job.demos, config=config)
             except BudgetExceeded:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage
@@ -247,7 +246,7 @@ class _Run:
                 METHOD,
                 parents=tuple(record.id for record in job.shown),
                 teacher=str(self.lm.model),
-                prompt_hash=stable_hash([self.source.instructions, [dict(d.items()) for d in job.demos]]),
+                prompt_hash=written_by(self.writer, self.source, job.demos),
                 seed=job.seed,
                 level=CHECKED,
                 block=job.block,
@@ -264,7 +263,7 @@ class _Run:
         )
 
 
-def _within(rows: Sequence[Record]) -> list[Record]:
+def within_words(rows: Sequence[Record]) -> list[Record]:
     """Return the rows, from the first on, that together are short enough for a prompt; one at least."""
     shown: list[Record] = []
     words = 0

@@ -13,6 +13,7 @@ from limbeck.compile.attributes import lengths_of
 from limbeck.compile.dedup import record_text
 from limbeck.compile.label import gold_records
 from limbeck.introspect import predictors_of
+from limbeck.programs.generate import InputWriter
 from limbeck.records import Record
 from limbeck.task import Task
 
@@ -60,6 +61,14 @@ class Source:
         """A generous number of tokens for one input: twice the words of the longest tenth, and some."""
         words = max(lengths_of([record_text(row.inputs) for row in self.gold]))
         return int(words * _TOKENS_PER_WORD) + 8 + 16 * len(self.fields)
+
+
+def writer_of(source: Source, *, labelled: bool) -> InputWriter:
+    """Return what writes new inputs of the task, for given labels or without."""
+    described = labelled and bool(source.meanings)
+    return InputWriter(
+        source.fields, source.instructions, labelled=labelled, described=described, several=source.one_line
+    )
 
 
 def source_of(task: Task, gold: Sequence[dspy.Example], folds: Sequence[int] = ()) -> Source:

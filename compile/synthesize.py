@@ -21,7 +21,9 @@ from limbeck.compile.attributes import Attributes, lengths_of, propose
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.focus import Focus
-from limbeck.compile.source import Source
+from limbeck.compile.label import prompt_hash
+from limbeck.compile.prompts import blind
+from limbeck.compile.source import Source, writer_of
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.programs.generate import ANY_STYLE, Condition, InputWriter, TopicProposer
 from limbeck.records import CHECKED, Provenance, Record, stable_hash
@@ -80,24 +82,19 @@ def synthesize(
     lm: dspy.LM,
     adapter: Any,
     config: SynthesisConfig | None = None,
+    writer: InputWriter | None = None,
     progress: Progress | None = None,
 ) -> Synthesis:
     """Return records of written inputs with the labels they were written for, the same for the same seed.
 
-    Works in waves: each asks for what is still missing of every label, with demonstrations drawn anew.
-    `progress` gets (new inputs, inputs wanted). Raises InputError for a distribution over unknown labels,
-    StageEmpty when nothing new comes; BudgetExceeded and KeyboardInterrupt pass through.
+    Works in waves: each asks for what is still missing of every label, with demonstrations drawn anew. `writer` may
+    have a compiled prompt. `progress` gets (new inputs, inputs wanted). Raises InputError for a distribution over
+    unknown labels, StageEmpty when nothing new comes; BudgetExceeded and KeyboardInterrupt pass through.
     """
     config = config or SynthesisConfig()
     wanted = label_counts(source, config)
     attributes = _attributes(source, lm, adapter, config)
-    writer = InputWriter(
-        source.fields,
-        source.instructions,
-        labelled=True,
-        described=bool(source.meanings),
-        several=source.one_line,
-    )
+    writer = writer or writer_of(source, labelled=True)
     run = _Run(source, writer, lm, adapter, config, wanted, progress)
     per_call = config.per_call if writer.several else 1
     limit = config.max_calls or 2 * sum(-(-n // per_call) for n in wanted.values())
@@ -138,11 +135,12 @@ def label_counts(source: Source, config: SynthesisConfig) -> dict[str, int]:
     return counts
 
 
-class _Prompt(NamedTuple):
-    """The demonstrations of a prompt, and the ids of those gold rows that have the wanted label."""
+class Prompt(NamedTuple):
+    """The demonstrations of a prompt, the ids of those gold rows that have the wanted label, and all rows shown."""
 
     demos: tuple[dspy.Example, ...]
     parents: tuple[str, ...]
+    shown: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class _Job:
     condition: Condition
     count: int
     block: int
-    prompt: _Prompt
+    prompt: Prompt
     seed: int
 
 
@@ -185,14 +183,14 @@ class _Run:
     def plan(self, attributes: Attributes, wave: int, per_call: int) -> list[_Job]:
         """Return the calls that would fill what is missing, prompts with a common beginning together."""
         jobs: list[_Job] = []
-        blocks, prompts = self.source.blocks, dict[tuple[str, int], _Prompt]()
+        blocks, prompts = self.source.blocks, dict[tuple[str, int], Prompt]()
         for turn, (label, wanted) in enumerate(self.wanted.items()):
             calls = -(-max(0, wanted - self.new[label]) // per_call)
             for i, style in enumerate(attributes.styles(label, calls, self.config.seed + wave)):
                 # Labels begin with different blocks: with one call a label, all blocks are still used.
                 block = blocks[(i + turn + wave) % len(blocks)]
                 if (label, block) not in prompts:
-                    prompts[label, block] = self._prompt(label, block, wave)
+                    prompts[label, block] = prompt_of(self.source, self.writer, label, block, wave, config=self.config)
                 share = self.config.styled
                 style = style if int((i + 1) * share) > int(i * share) else ANY_STYLE
                 condition = Condition(label, self.source.meanings.get(label, ""), style)
@@ -235,9 +233,10 @@ class _Run:
             "max_tokens": self.source.tokens * job.count,
             "rollout_id": job.seed,
         }
+        writer = blind(self.writer, self.source, job.block)
         with dspy.context(lm=self.lm, adapter=self.adapter, trace=None):
             try:
-                made: Any = self.writer(job.condition, count=job.count, demos=job.prompt.demos, config=config)
+                made: Any = writer(job.condition, count=job.count, demos=job.prompt.demos, config=config)
             except BudgetExceeded:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage
@@ -249,7 +248,7 @@ class _Run:
             METHOD,
             parents=job.prompt.parents,
             teacher=str(self.lm.model),
-            prompt_hash=stable_hash([self.source.instructions, [dict(d.items()) for d in job.prompt.demos]]),
+            prompt_hash=written_by(self.writer, self.source, job.prompt.demos),
             seed=job.seed,
             level=CHECKED,
             block=job.block,
@@ -261,22 +260,31 @@ class _Run:
             self.seen.add(text)
             self.new[job.condition.label] += 1
 
-    def _prompt(self, label: str, block: int, wave: int) -> _Prompt:
-        """Return demonstrations of other labels, the same for all labels of a block without a focus, then of this."""
-        rng = random.Random(f"{self.config.seed}:{wave}:{block}")
-        others = self.config.focus.others(label, rng.sample(self.source.labels, len(self.source.labels)))
-        chosen = [o for o in others[: self.config.other_labels + 1] if o != label][: self.config.other_labels]
-        demos: list[dspy.Example] = []
-        shown: list[Record] = []
-        for name in (*chosen, label):
-            rows = self.source.shown(block, name)
-            size = self.config.demos if name == label else max(1, self.config.demos - 1)
-            draw = random.Random(f"{self.config.seed}:{wave}:{block}:{name}")
-            picked = draw.sample(rows, min(size, len(rows)))
-            condition = Condition(name, self.source.meanings.get(name, ""))
-            demos += self.writer.demos([r.inputs for r in picked], condition)
-            shown += picked if name == label else []
-        return _Prompt(tuple(demos), tuple(row.id for row in shown))
+
+def prompt_of(
+    source: Source, writer: InputWriter, label: str, block: int, wave: int = 0, *, config: SynthesisConfig
+) -> Prompt:
+    """Return demonstrations of other labels, the same for all labels of a block without a focus, then of this."""
+    rng = random.Random(f"{config.seed}:{wave}:{block}")
+    others = config.focus.others(label, rng.sample(source.labels, len(source.labels)))
+    chosen = [o for o in others[: config.other_labels + 1] if o != label][: config.other_labels]
+    demos: list[dspy.Example] = []
+    shown: dict[str, list[Record]] = {}
+    for name in (*chosen, label):
+        rows = source.shown(block, name)
+        size = config.demos if name == label else max(1, config.demos - 1)
+        draw = random.Random(f"{config.seed}:{wave}:{block}:{name}")
+        shown[name] = draw.sample(rows, min(size, len(rows)))
+        condition = Condition(name, source.meanings.get(name, ""))
+        demos += writer.demos([r.inputs for r in shown[name]], condition)
+    every = tuple(row for rows in shown.values() for row in rows)
+    return Prompt(tuple(demos), tuple(row.id for row in shown[label]), every)
+
+
+def written_by(writer: InputWriter, source: Source, demos: Sequence[dspy.Example]) -> str:
+    """Return the hash of a writer's prompt with a call's demonstrations; a compiled prompt counts as well."""
+    own, plain = prompt_hash(writer), prompt_hash(writer_of(source, labelled=writer.labelled))
+    return stable_hash([source.instructions, [dict(d.items()) for d in demos], *([own] if own != plain else [])])
 
 
 def _attributes(source: Source, lm: dspy.LM, adapter: Any, config: SynthesisConfig) -> Attributes:

@@ -19,11 +19,13 @@ import dspy
 
 from limbeck.compile.focus import Focus
 from limbeck.compile.label import Labeler
+from limbeck.compile.prompts import States, loaded
 from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
-from limbeck.compile.source import Source
+from limbeck.compile.source import Source, writer_of
 from limbeck.compile.synthesize import Distribution, SynthesisConfig, synthesize
 from limbeck.errors import InputError, StageEmpty
-from limbeck.records import Record
+from limbeck.programs.generate import InputWriter
+from limbeck.records import Record, stable_hash
 
 GROUP = "limbeck.synthesizers"
 GOLD = "gold"
@@ -52,7 +54,8 @@ class Materials:
 
     `lm` under `adapter` writes; `labeler` answers inputs with the compiled program. `options` are the files that some
     methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given.
-    `threads` calls wait at once; everything drawn comes from `seed`. `focus` is what a student got wrong.
+    `threads` calls wait at once; everything drawn comes from `seed`. `focus` is what a student got wrong. `states` are
+    the run's compiled prompts, as DSPy saves them, by METHOD.PART.
     """
 
     source: Source
@@ -67,6 +70,19 @@ class Materials:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     focus: Focus = field(default_factory=Focus)
     progress: Progress | None = None
+    states: States = field(default_factory=dict[str, Mapping[str, Any]])
+
+    def programs(self, method: WithPrograms) -> dict[str, dspy.Module]:
+        """Return a method's programs by part, with the run's compiled prompts where there are some.
+
+        Raises InputError for a compiled prompt of another task.
+        """
+        return loaded(method.name, method.programs(self.source), self.states)
+
+    def compiled(self, method: str, part: str) -> list[str]:
+        """Return a hash of a part's compiled prompt, none for a plain one: what a prompt's own hash ends in."""
+        state = self.states.get(f"{method}.{part}")
+        return [] if state is None else [stable_hash(state)]
 
     def show(self, what: str) -> Callable[[int, int], None]:
         """Return what shows the progress of one step."""
@@ -111,8 +127,24 @@ class Synthesizer(Protocol):
         ...
 
 
+class WithPrograms(Protocol):
+    """A method that writes with DSPy modules, each of which can be compiled (`limbeck.compile.trials`)."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        ...
+
+    def programs(self, source: Source) -> dict[str, dspy.Module]:
+        """Return the modules by the names of their parts."""
+        ...
+
+
 class LabelConditioned:
-    """Inputs for labels chosen first; see `limbeck.compile.synthesize`."""
+    """Inputs for labels chosen first; see `limbeck.compile.synthesize`.
+
+    Demonstrations of a compiled prompt stand before the gold rows that each call shows.
+    """
 
     name = "label_conditioned"
     begins = True
@@ -125,6 +157,10 @@ class LabelConditioned:
                 valid="a task with one closed set of labels",
                 hint="--method self_instruct",
             )
+
+    def programs(self, source: Source) -> dict[str, dspy.Module]:
+        """Return the writer."""
+        return {"write": writer_of(source, labelled=True)}
 
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return inputs with the labels they were written for; a small model follows no style."""
@@ -142,13 +178,17 @@ class LabelConditioned:
             lm=materials.lm,
             adapter=materials.adapter,
             config=config,
+            writer=cast(InputWriter, materials.programs(self)["write"]),
             progress=materials.show("writing rows"),
         )
         return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
 
 
 class SelfInstruct:
-    """New inputs beside eight demonstrations, answered by rejection sampling; see `limbeck.compile.selfinstruct`."""
+    """New inputs beside eight demonstrations, answered by rejection sampling; see `limbeck.compile.selfinstruct`.
+
+    Demonstrations of a compiled prompt stand before the eight of each call.
+    """
 
     name = "self_instruct"
     begins = True
@@ -157,6 +197,10 @@ class SelfInstruct:
 
     def check(self, source: Source, options: Mapping[str, Any]) -> None:
         """Every task fits."""
+
+    def programs(self, source: Source) -> dict[str, dspy.Module]:
+        """Return the writer."""
+        return {"write": writer_of(source, labelled=False)}
 
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return new inputs with their answers."""
@@ -172,6 +216,7 @@ class SelfInstruct:
                 seed=materials.seed,
                 focus=materials.focus,
             ),
+            writer=cast(InputWriter, materials.programs(self)["write"]),
             progress=lambda what, done, total: show[what](done, total),
         )
         return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})

@@ -20,11 +20,11 @@ from typing import Any
 import dspy
 
 from limbeck.compile.attributes import lengths_of, propose
-from limbeck.compile.backtranslate import MentionsText
 from limbeck.compile.clean_rows import Calls
 from limbeck.compile.dedup import NearDuplicates, normalize, record_text
+from limbeck.compile.prompts import blind
 from limbeck.compile.quality import QualityConfig, QualityFilter, quality_filter
-from limbeck.compile.retrieve import documents_of
+from limbeck.compile.retrieve import MentionsText, documents_of
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, label_counts
 from limbeck.compile.synthesizers import Materials, Synthesized
@@ -73,7 +73,10 @@ class TextbookConfig:
 
 
 class Textbook:
-    """Rows whose inputs are written from textbook passages; see the module."""
+    """Rows whose inputs are written from textbook passages; see the module.
+
+    The gold rows of a call stand in its input: demonstrations of a compiled prompt are all there are.
+    """
 
     name = METHOD
     begins = True
@@ -102,7 +105,7 @@ class Textbook:
         """Return about `wanted` inputs, those written for a label with it, rejected ones among them."""
         given = materials.options.get("documents")
         documents = documents_of(materials.source, materials.options) if given else Documents(())
-        return _Run(materials, self.config, self.programs(materials.source)).go(documents, wanted)
+        return _Run(materials, self.config, materials.programs(self)).go(documents, wanted)
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,8 @@ class _Run:
 
     def _from(self, job: _Job) -> tuple[Mapping[str, Any], ...]:
         label = job.passage.label
-        made: Any = self.modules["exercise" if label else "open_exercise"](
+        program: Any = blind(self.modules[_part(label)], self.source, job.block)
+        made = program(
             job.passage.text,
             examples=[row.inputs for row in job.examples],
             count=self.per_call,
@@ -323,7 +327,14 @@ class _Run:
             METHOD,
             parents=tuple(example.id for example in job.examples),
             teacher=str(self.materials.lm.model),
-            prompt_hash=stable_hash([self.source.instructions, label, [dict(e.inputs) for e in job.examples]]),
+            prompt_hash=stable_hash(
+                [
+                    self.source.instructions,
+                    label,
+                    [dict(e.inputs) for e in job.examples],
+                    *self.materials.compiled(METHOD, _part(label)),
+                ]
+            ),
             seed=job.seed,
             level=CHECKED,
             block=job.block,
@@ -352,6 +363,10 @@ class _Run:
             f"{METHOD} wrote no row ({why or self.calls.first_error}){graded}",
             hint="a larger --teacher, or --documents on the task's subject",
         )
+
+
+def _part(label: str) -> str:
+    return "exercise" if label else "open_exercise"
 
 
 def _dealt(values: Sequence[str], count: int, rng: random.Random) -> list[str]:

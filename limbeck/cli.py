@@ -36,6 +36,7 @@ from limbeck.options import (
     Output,
     Pii,
     PoolRows,
+    Program,
     Reflection,
     Related,
     Rounds,
@@ -79,13 +80,16 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
     if "accept_terms" in given:
         check_reason(values["accept_terms"])
     target, labels, out = values.pop("target"), values.pop("labels"), values.pop("out")
-    for name in ("output", "inputs", "method", "rule"):
+    for name in ("output", "inputs", "method", "program", "rule"):
         values[name] = tuple(values[name] or ())
     for name in ("test", "unlabeled", "descriptions", "documents", "related", "constitution"):
         values[name] = _absolute(values[name])
     if target is not None and target.is_dir():
         changes = {name: value for name, value in values.items() if name in given}
-        config = replace(read_config(target), **changes, **({"labels": _absolute(labels)} if labels else {}))
+        before = read_config(target)
+        if "program" in changes:  # what is compiled already stays
+            changes["program"] = tuple(dict.fromkeys((*before.program, *changes["program"])))
+        config = replace(before, **changes, **({"labels": _absolute(labels)} if labels else {}))
     else:
         _refuse_data(target)
         source = labels or target
@@ -134,6 +138,13 @@ def _in_free_folder(config: RunConfig) -> RunConfig:
 
 
 def _go(values: dict[str, Any], given: set[str], until: Stage, dry_run: bool) -> None:
+    if "program" in given and until != "compile":
+        from limbeck.errors import InputError
+
+        raise InputError(
+            "--program is for limbeck compile alone",
+            valid="limbeck compile RUN_OR_OPTIONS --program NAME; what comes after it in that folder uses the program",
+        )
     config = _build(values, given)
     from limbeck.pipeline import terminal
 
@@ -179,6 +190,7 @@ def _command(until: Stage, doc: str) -> Any:
         test_rows: TestRows = None,
         label_distribution: Distribution = "uniform",
         method: Method = None,
+        program: Program = None,
         rounds: Rounds = 1,
         documents: Documents = "",
         related: Related = "",
@@ -214,6 +226,8 @@ _STAGE_HELP: dict[Stage, str] = {
 }
 for _stage, _help in _STAGE_HELP.items():
     _shown = f"\b\nExamples:\n  limbeck {_stage} runs/tickets\n  limbeck {_stage} --labels tickets.csv --output label"
+    if _stage == "compile":
+        _shown += "\n  limbeck compile runs/tickets --program evol_instruct --program label_conditioned.write"
     app.command(_stage, help=f"{_help} Takes a run folder, or the options of `limbeck run`.\n\n{_shown}")(
         _command(_stage, _help)
     )

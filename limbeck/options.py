@@ -63,6 +63,15 @@ Method = Annotated[
         metavar="NAME",
     ),
 ]
+Program = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--program",
+        help="limbeck compile alone: compile this method's programs against the labels as well, or one part of them, "
+        "such as evol_instruct.evolve; repeat for several.",
+        metavar="NAME",
+    ),
+]
 Rounds = Annotated[
     int,
     typer.Option(help="Write again what the student gets wrong, up to N rounds, while it gets better.", metavar="N"),

@@ -39,7 +39,7 @@ def parse_score(text: str) -> int | None:
 
 
 class RequestWriter(dspy.Module):
-    """Writes the input that an output answers; demonstrations come with a call, or are its own once compiled."""
+    """Writes the input that an output answers; those of a compiled prompt stand before the call's demonstrations."""
 
     def __init__(self, field: str, output: str, task: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class RequestWriter(dspy.Module):
         self, text: str, *, demos: Sequence[dspy.Example] = (), config: Mapping[str, Any] | None = None
     ) -> dspy.Prediction:
         """Return a prediction whose `text` is the input, without its name and quotes around it; "" for none."""
-        shown: dict[str, Any] = {"demos": list(demos)} if demos else {}
+        shown: dict[str, Any] = {"demos": [*self.write.demos, *demos]} if demos else {}
         made: Any = self.write(**{self.output: text}, **shown, config=dict(config or {}))
         return dspy.Prediction(text=_bare(str(made[self.field]), self.field))
 
@@ -83,7 +83,7 @@ class PairRater(dspy.Module):
         config: Mapping[str, Any] | None = None,
     ) -> dspy.Prediction:
         """Return a prediction with `score`, None where the answer names none, and the whole `review`."""
-        shown: dict[str, Any] = {"demos": list(demos)} if demos else {}
+        shown: dict[str, Any] = {"demos": [*self.rate.demos, *demos]} if demos else {}
         given = {self.field: request, self.output: answer}
         made: Any = self.rate(**given, **shown, config=dict(config or {}))
         review = str(made[self.review]).strip()

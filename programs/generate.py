@@ -76,7 +76,7 @@ class InputWriter(dspy.Module):
     """Writes new inputs for a task: several texts a call where one short text is the input, else one row.
 
     `fields` maps the input fields to their types. Demonstrations come with each call, so that one writer
-    serves all labels and blocks at once from many threads.
+    serves all labels and blocks at once from many threads; those of a compiled prompt stand before them.
     """
 
     def __init__(self, fields: Mapping[str, Any], task: str, *, labelled: bool, described: bool, several: bool) -> None:
@@ -111,11 +111,12 @@ class InputWriter(dspy.Module):
     ) -> dspy.Prediction:
         """Return a prediction whose `rows` are at most `count` new inputs, as mappings of the fields."""
         given, settings = self._given(condition), dict(config or {})
+        shown = [*self.write.demos, *demos]
         if not self.several:
-            made = self.write(**given, demos=list(demos), config=settings)
+            made = self.write(**given, demos=shown, config=settings)
             return dspy.Prediction(rows=[{name: made[name] for name in self.fields}])
         settings["stop"] = [f"\n{count + 1}."]
-        made = self.write(**given, count=str(count), demos=list(demos), config=settings)
+        made = self.write(**given, count=str(count), demos=shown, config=settings)
         name = next(iter(self.fields))
         return dspy.Prediction(rows=[{name: t} for t in parse_lines(made[TEXTS], limit=count, field=name)])
 

@@ -108,7 +108,7 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
-_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms")
+_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
 _LATER = ("level", "method", "rounds", "rule", "pii")
@@ -147,6 +147,7 @@ class RunConfig:
     test_rows: int | None = None
     label_distribution: str = "uniform"
     method: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()
     rounds: int = 1
     documents: str = ""
     related: str = ""
@@ -177,7 +178,8 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that change results: the root of every stage's key.
 
-        Folder, budgets and accepted terms do not, and files count by what they hold (the task's fingerprint). The
+        Folder, budgets and accepted terms do not, and files count by what they hold (the task's fingerprint), as
+        compiled programs of methods do in the keys of synthesis. The
         methods of writing rows concern synthesis and what follows it, rules curation, whose keys hold them; levels
         and rounds the student, whose keys hold its rows. Where the test rows are a file of their own, how many are
         scored concerns evaluation alone, whose keys hold the rows.
@@ -187,7 +189,7 @@ class RunConfig:
         return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
 
     def same_run(self, other: RunConfig) -> bool:
-        """Return whether another configuration differs in folder, budgets and accepted terms alone."""
+        """Return whether another configuration differs in folder, budgets, accepted terms and programs alone."""
         mine, others = asdict(self), asdict(other)
         return all(mine[name] == others[name] for name in mine if name not in _ASIDE)
 

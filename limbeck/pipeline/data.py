@@ -22,9 +22,11 @@ from limbeck.compile.label import (
     label_pool,
     prompt_hash,
 )
+from limbeck.compile.prompts import read_states
 from limbeck.compile.source import source_of
 from limbeck.compile.synthesizers import (
     Materials,
+    Portion,
     Synthesized,
     check_methods,
     default_method,
@@ -37,7 +39,7 @@ from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.runfolder import content_hash
-from limbeck.records import Record, read_records, write_records
+from limbeck.records import Record, read_records, stable_hash, write_records
 from limbeck.task import Task
 from limbeck.terms import resolve
 
@@ -186,9 +188,26 @@ def _licensed(record: Record, context: Context) -> Record:
     return replace(record, provenance=replace(record.provenance, licence=licence))
 
 
+def portions_of(config: RunConfig, closed: bool) -> tuple[Portion, ...]:
+    """Return the methods of writing rows with their shares: the user's, or the default one."""
+    return parse_methods(config.method or (default_method(closed),))
+
+
+def compiled_states(context: Context) -> dict[str, dict[str, Any]]:
+    """Return the compiled programs in the run folder that its methods of writing rows use, by METHOD.PART."""
+    chains = (portion.chain for portion in portions_of(context.config, context.closed))
+    return read_states(context.run.path, (name for chain in chains for name in chain))
+
+
+def writing_key(context: Context) -> list[Any]:
+    """Return what written rows depend on: the methods, what their files hold, and compiled programs if there are any."""
+    states = compiled_states(context)
+    return [context.config.method, method_files_hash(context), *([stable_hash(states)] if states else [])]
+
+
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
     """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
-    portions = parse_methods(config.method or (default_method(closed),))
+    portions = portions_of(config, closed)
     check_methods(portions, source_of(task, task.examples), config.method_files())
 
 
@@ -197,8 +216,11 @@ def method_files_hash(context: Context) -> dict[str, str]:
     return {name: content_hash(Path(path)) for name, path in context.config.method_files().items() if path}
 
 
-def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST) -> Materials:
-    """Return what the methods of writing may use; folds are kept apart for a closed task."""
+def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST, *, compiled: bool = True) -> Materials:
+    """Return what the methods of writing may use; folds are kept apart for a closed task.
+
+    With `compiled` these are the compiled programs of the run folder, else every program is plain.
+    """
     folds = context.split.folds if context.split.n_folds and context.closed else ()
     parameters = local_parameters(context.config.teacher)
     return Materials(
@@ -214,12 +236,13 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST) -> Mate
         options=context.config.method_files(),
         focus=turn.focus,
         progress=lambda what, done, total: progress_of(context, what)(done, total),
+        states=compiled_states(context) if compiled else {},
     )
 
 
 def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig, turn: Turn) -> Synthesized:
     """Return written rows with their answers: what a method left open, and in a closed task every label."""
-    portions = parse_methods(context.config.method or (default_method(context.closed),))
+    portions = portions_of(context.config, context.closed)
     made = write_rows(portions, materials_of(context, labeler, turn), wanted)
     names = context.task.output_fields
     asked = [r for r in made.records if r.kept and (context.closed or any(name not in r.outputs for name in names))]

@@ -142,7 +142,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         line("finetune", [], distilled),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
-    searched = [one.name for one in _searches(config, task, closed)]
+    searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
     left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
     terms = [resolve(name, config.api_base) for name in (config.teacher, config.reflection) if name]
     told = [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]

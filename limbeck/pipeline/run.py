@@ -23,7 +23,7 @@ from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.curation import curate_stage, learnable
-from limbeck.pipeline.data import FIRST, Turn, check_writing, method_files_hash, synthesize_stage, trusted_gold
+from limbeck.pipeline.data import FIRST, Turn, check_writing, synthesize_stage, trusted_gold, writing_key
 from limbeck.pipeline.dataquality import rules_key, rules_of
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
@@ -35,6 +35,7 @@ from limbeck.pipeline.judge import (
     predictions,
 )
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
+from limbeck.pipeline.programs import check_programs, compile_programs
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, for_classes, prompt_text
@@ -156,6 +157,7 @@ def check_task(config: RunConfig, task: Task) -> None:
         raise InputError(f"unknown optimizer {config.optimizer!r}", valid=", ".join(known))
     closed = StudentPlan(config.student, None, task).closed
     check_writing(config, task, closed)
+    check_programs(config, task)
     rules_of(config)
     if not closed:
         return
@@ -237,6 +239,7 @@ class _Way:
         """Do the stages up to `until`."""
         last = STAGES.index(until)
         compiled = self.compile()
+        compile_programs(self.context, int(compiled["demos"]), self.program)
         if last == 0:
             return Outcome(until, None)
         self.synthesize(compiled)
@@ -311,7 +314,7 @@ class _Way:
     def synthesize(self, compiled: Mapping[str, Any], turn: Turn = FIRST) -> None:
         """Label the pool and write new rows; in a later round, write what the student got wrong."""
         context = self.context
-        parts = self.hashes["compile"], context.config.method, method_files_hash(context), *turn.key()
+        parts = self.hashes["compile"], *writing_key(context), *turn.key()
         payload = context.run.stage(
             f"synthesize{turn.suffix}",
             context.key("synthesize", *parts),

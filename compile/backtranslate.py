@@ -36,7 +36,7 @@ from limbeck.compile.dedup import NearDuplicates, normalize, record_text
 from limbeck.compile.retrieve import documents_of
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import GOLD, Materials, Synthesized
+from limbeck.compile.synthesizers import GOLD, Cost, Materials, Synthesized
 from limbeck.documents import Passage
 from limbeck.errors import InputError, StageEmpty
 from limbeck.programs.backtranslate import PairRater, RequestWriter
@@ -94,6 +94,7 @@ class InstructionBacktranslation:
 
     name = METHOD
     begins = True
+    cost = Cost(calls=7.5, answers=0.0)
 
     def __init__(self, config: BacktranslationConfig | None = None) -> None:
         self.config = config or BacktranslationConfig()

@@ -24,7 +24,7 @@ from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.label import Answer, prompt_hash
 from limbeck.compile.rewriting import Calls, answers_of, numbers_in, require_text, text_of, tokens_for
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized
 from limbeck.metrics import likeness
 from limbeck.programs.rewrite import Repairer, Rephraser, changed_fields
 from limbeck.records import CLEANED, Record, stable_hash
@@ -60,6 +60,7 @@ class Cleaning:
 
     name = "cleaning"
     begins = False
+    cost = Cost(calls=3.0, answers=0.0)
 
     def __init__(self, config: CleanConfig | None = None) -> None:
         self.config = config or CleanConfig()

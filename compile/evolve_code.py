@@ -36,7 +36,7 @@ from limbeck.compile.evolve import (
 from limbeck.compile.label import prompt_hash
 from limbeck.compile.rewriting import Calls
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized
 from limbeck.errors import InputError
 from limbeck.programs.evolve import Comparer
 from limbeck.programs.evolve_code import (
@@ -114,6 +114,7 @@ class EvolCode:
 
     name = "evol_code"
     begins = False
+    cost = Cost(calls=4.5, answers=1.5)
 
     def __init__(self, config: EvolveCodeConfig | None = None) -> None:
         self.config = config or EvolveCodeConfig()
@@ -121,7 +122,10 @@ class EvolCode:
     def check(self, source: Source, options: Mapping[str, Any]) -> None:
         """Raise InputError for a task of another shape and where no code can run safely."""
         shape_of(source)
-        require(allow_weak=self.config.allow_weak)
+        require(allow_weak=self._allows_weak(options))
+
+    def _allows_weak(self, options: Mapping[str, Any]) -> bool:
+        return self.config.allow_weak or bool(options.get("allow_code"))
 
     def programs(self, source: Source) -> dict[str, dspy.Module]:
         """Return what evolves, compares, solves and tests problems."""
@@ -139,7 +143,8 @@ class EvolCode:
         """
         evolve = self.config.evolve
         calls = Calls(materials, self.name, evolve.patience)
-        steps = _Steps(materials, calls, self.config, self.programs(materials.source))
+        config = replace(self.config, allow_weak=self._allows_weak(materials.options))
+        steps = _Steps(materials, calls, config, self.programs(materials.source))
         solved = [row for row in records if functions_of(unfence(str(row.outputs.get(steps.shape.code))))]
         starts = starts_of(solved, materials, (steps.shape.problem,), wanted)
         made = Evolution(starts, steps, calls, tuple(CODE_OPERATIONS), evolve).run(wanted)

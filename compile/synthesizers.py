@@ -51,7 +51,8 @@ class Materials:
     """What a synthesizer may use besides the records it reads.
 
     `lm` under `adapter` writes; `labeler` answers inputs with the compiled program. `options` are the files that some
-    methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given.
+    methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given, and
+    "allow_code": whether model-written code may run where the sandbox is weak.
     `threads` calls wait at once; everything drawn comes from `seed`. `focus` is what a student got wrong.
     """
 
@@ -72,6 +73,19 @@ class Materials:
         """Return what shows the progress of one step."""
         tell = self.progress
         return (lambda done, total: tell(what, done, total)) if tell else (lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About how many calls a method makes for each row that is wanted, for forecasts.
+
+    `calls` are its own, tries that are rejected among them; `answers` are answers to inputs, each sampled as often as
+    the run samples. `each`: it makes one row of each row that it is given, and no more.
+    """
+
+    calls: float = 2.0
+    answers: float = 1.0
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,7 @@ class LabelConditioned:
 
     name = "label_conditioned"
     begins = True
+    cost = Cost(calls=0.2)
 
     def check(self, source: Source, options: Mapping[str, Any]) -> None:
         """Raise InputError for a task without labels."""
@@ -152,6 +167,7 @@ class SelfInstruct:
 
     name = "self_instruct"
     begins = True
+    cost = Cost(calls=0.4)
     # Calls of one wave of new inputs: later waves show what earlier ones wrote.
     wave = 32
 
@@ -230,6 +246,11 @@ def load_method(name: str) -> Synthesizer:
     if name not in known:
         raise InputError(f"unknown method {name!r}", valid=", ".join(sorted(known)), hint="limbeck run --help")
     return cast(Synthesizer, known[name].load()())
+
+
+def cost_of(method: Synthesizer) -> Cost:
+    """Return what a method says of its cost as `cost`; a middling one for a method that says nothing."""
+    return cast(Cost, getattr(method, "cost", Cost()))
 
 
 def default_method(closed: bool) -> str:

@@ -189,7 +189,7 @@ def _licensed(record: Record, context: Context) -> Record:
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
     """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
     portions = parse_methods(config.method or (default_method(closed),))
-    check_methods(portions, source_of(task, task.examples), config.method_files())
+    check_methods(portions, source_of(task, task.examples), config.method_options())
 
 
 def method_files_hash(context: Context) -> dict[str, str]:
@@ -211,7 +211,7 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST) -> Mate
         seed=context.config.seed + _SEEDS_A_ROUND * (turn.number - 1),
         distribution=label_shares(context.config.label_distribution),
         follows_styles=parameters is None or parameters >= _FOLLOWS_STYLES,
-        options=context.config.method_files(),
+        options=context.config.method_options(),
         focus=turn.focus,
         progress=lambda what, done, total: progress_of(context, what)(done, total),
     )

@@ -19,7 +19,8 @@ from limbeck.compile.split import make_split
 from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
-from limbeck.pipeline.context import Context
+from limbeck.pipeline.consent import with_consent
+from limbeck.pipeline.context import Context, weights_of
 from limbeck.pipeline.curation import curate_stage, learnable
 from limbeck.pipeline.data import FIRST, Turn, check_writing, method_files_hash, synthesize_stage, trusted_gold
 from limbeck.pipeline.dataquality import rules_key, rules_of
@@ -31,6 +32,7 @@ from limbeck.pipeline.judge import (
     choose,
     evaluate_systems,
 )
+from limbeck.pipeline.judging import RunJudge, check_judge, judge_stage
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
@@ -85,6 +87,7 @@ def run(
     terms = terms_of(config)
     task = read_task(config) if task is None else task
     check_task(config, task)
+    task = with_consent(task, allow_code=config.allow_code)
     with open_run(config, reporter or Silent()) as folder:
         context = _prepare(folder, task)
         folder.keep_config(labels=own)
@@ -93,12 +96,11 @@ def run(
 
 
 def terms_of(config: RunConfig) -> dict[str, Ruling]:
-    """Return what the terms of the models that write say of training on outputs, by role.
+    """Return what the terms of the models that write or judge say of training on outputs, by role.
 
     Raises `InputError` where they forbid it and the configuration does not say why the run goes on.
     """
-    models = {"teacher": config.teacher, "reflection model": config.reflection}
-    return rulings(models, config.api_base, config.accept_terms)
+    return rulings(config.models_asked(), config.api_base, config.accept_terms)
 
 
 def _tell_terms(folder: RunFolder, terms: Mapping[str, Ruling]) -> None:
@@ -128,6 +130,7 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
     student = _connect(folder, _for_transformers(config.student), None, "student")
     if config.reflection:
         reflection(folder)  # a name or a key that is wrong is found before anything is spent
+    judge = _connect(folder, config.judge_model, config.judge_base, "judge") if config.judge else None
     task = _within_context(folder, task, (student, config.spend.demos[-1]), (teacher, True))
     split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
@@ -141,8 +144,8 @@ def _prepare(folder: RunFolder, task: Task) -> Context:
         + (f", {len(task.labels)} classes" if task.labels else "")
         + (f", {len(task.unlabeled)} unlabelled rows" if task.unlabeled else "")
     )
-    models = (_weights(teacher), _weights(student))
-    return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models)
+    models = (weights_of(teacher), weights_of(student))
+    return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models, judge)
 
 
 def check_task(config: RunConfig, task: Task) -> None:
@@ -153,6 +156,8 @@ def check_task(config: RunConfig, task: Task) -> None:
     closed = StudentPlan(config.student, None, task).closed
     check_writing(config, task, closed)
     rules_of(config)
+    check_judge(config, closed)
+    with_consent(task, allow_code=config.allow_code)
     if not closed:
         return
     if config.optimizer and config.optimizer not in INSTRUCTING:
@@ -181,11 +186,6 @@ def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> L
     for warning in caught:
         folder.warn(str(warning.message))
     return lm
-
-
-def _weights(lm: LM) -> str:
-    """Return what names a model's weights or server, whichever program and number type runs them today."""
-    return str(getattr(lm.backend, "weights", lm.backend.fingerprint))
 
 
 def _for_transformers(student: str) -> str:
@@ -318,12 +318,16 @@ class _Way:
     def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""
         context = self.context
+        if turn == FIRST:
+            self.judge: RunJudge | None = judge_stage(context)
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY], *rules_key(context.config))
+        if self.judge:
+            key += ["judge", self.judge.key, context.config.judge_precision]
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
         payload = context.run.stage(
             f"curate{turn.suffix}",
             key,
-            lambda: curate_stage(context, compiled, self.program, gold, adapters, turn=turn),
+            lambda: curate_stage(context, compiled, self.program, gold, adapters, turn=turn, judge=self.judge),
         )
         self._done(payload, "curate")
 

@@ -5,13 +5,15 @@
     python benchmarks/methods.py table --tasks /tmp/tasks
 
 Every method writes as many rows for the same labels, without a pool; differences are paired on the same test rows,
-against the student trained on the labels alone and against plain generation (`simple`, or what `--plain` names).
+against the student trained on the labels alone and against plain generation (`simple`, or what `--plain` names). A
+method's folder begins as a copy of the first one's: prompt and student of the labels alone are the same for all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -34,17 +36,18 @@ def run(args: argparse.Namespace) -> None:
     """Run every method on the prepared task for every seed."""
     for seed in args.seeds:
         task = args.tasks / args.name / str(seed)
+        first = folder_of(args.tasks, args.name, seed, args.methods[0])
         for method in args.methods:
+            folder = folder_of(args.tasks, args.name, seed, method)
+            if not folder.exists() and (first / "report.json").is_file():
+                shutil.copytree(first, folder)
+                (folder / "report.json").unlink()
             command = [sys.executable, "-m", "limbeck.cli", "run", "--labels", str(task / "labels.jsonl")]
             command += ["--output", SOURCES[args.name].output, "--test", str(task / "test.jsonl")]
             command += ["--teacher", args.teacher, "--seed", str(seed), "--method", method]
-            command += [
-                "--synthetic-rows",
-                str(args.rows),
-                "--out",
-                str(folder_of(args.tasks, args.name, seed, method)),
-            ]
-            subprocess.run([*command, *args.extra], check=True)
+            command += ["--synthetic-rows", str(args.rows), "--out", str(folder)]
+            if subprocess.run([*command, *args.extra], check=False).returncode:
+                print(f"{folder}: did not finish", file=sys.stderr)  # such as a method that keeps no row
 
 
 def scores(folder: Path, system: str) -> list[float]:
@@ -53,11 +56,14 @@ def scores(folder: Path, system: str) -> list[float]:
     return [float(row["systems"][system]["score"]) for row in rows if system in row["systems"]]
 
 
-def teacher_cost(folder: Path) -> str:
-    """Return the calls and tokens that a run's synthesis stage and labelling took from the teacher."""
+def teacher_cost(folder: Path, stage: str) -> str:
+    """Return the teacher's calls and tokens while a stage of this name last ran."""
+    last = "select created - seconds, created from stages where name = ? order by created desc limit 1"
+    query = (
+        "select count(*), sum(tokens_in), sum(tokens_out) from calls where role = 'teacher' and created between ? and ?"
+    )
     with sqlite3.connect(folder / "ledger.sqlite") as ledger:
-        query = "select count(*), sum(tokens_in), sum(tokens_out) from calls where role = 'teacher'"
-        calls, tokens_in, tokens_out = ledger.execute(query).fetchone()
+        calls, tokens_in, tokens_out = ledger.execute(query, ledger.execute(last, (stage,)).fetchone()).fetchone()
     return f"{calls:,} calls, {tokens_in or 0:,} tokens in, {tokens_out or 0:,} out"
 
 
@@ -78,7 +84,7 @@ def table(tasks: Path, plain: str) -> None:
         print(f"  wanted {made.get('wanted')}, written {made.get('written')}, kept {stages['curate']['kept']}")
         for stage in ("synthesize", "curate"):
             print(f"  {stage}: rejected {stages[stage]['rejected']}, {stages[stage]['seconds']:.0f} s")
-        print(f"  teacher, whole run: {teacher_cost(folder)}")
+            print(f"    teacher: {teacher_cost(folder, stage)}")
         for system in (GOLD_ONLY, STUDENT):
             if entry := report["systems"].get(system):
                 print(f"  {system} {entry['score']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]")

@@ -18,7 +18,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import dspy
 
@@ -119,7 +119,7 @@ def judge(args: argparse.Namespace) -> None:
 
     def ask(row: Row) -> dspy.Prediction:
         request = f"{row['instruction']}\n{row['input']}".strip()
-        return cast(dspy.Prediction, comparer(request, row["response1"], row["response2"]))
+        return comparer(request, row["response1"], row["response2"])
 
     made = asked(args.judge, args.ledger, rows, ask, "pairs")
     fit, rest = list(range(args.rows)), list(range(args.rows, 2 * args.rows))

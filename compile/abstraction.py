@@ -27,7 +27,7 @@ from limbeck.compile.equations import abstract, calculates
 from limbeck.compile.label import prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.metrics import is_number
 from limbeck.programs.abstraction import ChainRewriter, ChainWriter, demo_of
@@ -78,6 +78,7 @@ class ChainOfAbstraction:
 
     name = METHOD
     begins = False
+    cost = Cost(calls=2.0, answers=0.0, each=True)
 
     def __init__(self, config: AbstractionConfig | None = None) -> None:
         self.config = config or AbstractionConfig()

@@ -29,7 +29,7 @@ from limbeck.compile.rewriting import Calls, answers_of, is_closed, require_text
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, label_counts
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized
 from limbeck.metrics import likeness
 from limbeck.programs.rewrite import Adapter, changed_fields
 from limbeck.records import CHECKED, CLEANED, Provenance, Record, stable_hash
@@ -73,6 +73,7 @@ class Adaptation:
 
     name = "adaptation"
     begins = True
+    cost = Cost(calls=1.5)
 
     def __init__(self, config: AdaptConfig | None = None) -> None:
         self.config = config or AdaptConfig()

@@ -36,7 +36,7 @@ from limbeck.compile.prompts import blind
 from limbeck.compile.retrieve import MentionsText, documents_of
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import GOLD, Materials, Synthesized
+from limbeck.compile.synthesizers import GOLD, Cost, Materials, Synthesized
 from limbeck.documents import Passage
 from limbeck.errors import InputError, StageEmpty
 from limbeck.programs.backtranslate import PairRater, RequestWriter
@@ -92,6 +92,7 @@ class InstructionBacktranslation:
 
     name = METHOD
     begins = True
+    cost = Cost(calls=7.5, answers=0.0)
 
     def __init__(self, config: BacktranslationConfig | None = None) -> None:
         self.config = config or BacktranslationConfig()

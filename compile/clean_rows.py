@@ -25,7 +25,7 @@ from limbeck.compile.label import Answer, prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.rewriting import Calls, answers_of, numbers_in, require_text, text_of, tokens_for
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.metrics import likeness
 from limbeck.programs.rewrite import Repairer, Rephraser, changed_fields
 from limbeck.records import CLEANED, Record, stable_hash
@@ -64,6 +64,7 @@ class Cleaning:
 
     name = "cleaning"
     begins = False
+    cost = Cost(calls=3.0, answers=0.0)
 
     def __init__(self, config: CleanConfig | None = None) -> None:
         self.config = config or CleanConfig()

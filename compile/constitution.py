@@ -23,7 +23,7 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import LabelConfig, Labeler, prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.principles import Principle, read_principles
 from limbeck.programs.constitution import Reviser, ViolationJudge
@@ -86,6 +86,7 @@ class Constitutional:
 
     name = METHOD
     begins = False
+    cost = Cost(calls=9.0, answers=0.0, each=True)
 
     def __init__(self, config: ConstitutionConfig | None = None) -> None:
         self.config = config or ConstitutionConfig()

@@ -32,7 +32,7 @@ from limbeck.compile.rewriting import Calls, answers_of, is_closed, require_text
 from limbeck.compile.rouge import rouge_l
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, label_counts
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.programs.evolve import Comparer, Evolver
 from limbeck.programs.rewrite import changed_fields
 from limbeck.records import Provenance, Record, stable_hash
@@ -306,6 +306,7 @@ class EvolInstruct:
 
     name = "evol_instruct"
     begins = False
+    cost = Cost(calls=3.0)
 
     def __init__(self, config: EvolveConfig | None = None) -> None:
         self.config = config or EvolveConfig()

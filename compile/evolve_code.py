@@ -37,7 +37,7 @@ from limbeck.compile.label import prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.rewriting import Calls
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import InputError
 from limbeck.programs.evolve import Comparer
 from limbeck.programs.evolve_code import (
@@ -118,6 +118,7 @@ class EvolCode:
 
     name = "evol_code"
     begins = False
+    cost = Cost(calls=4.5, answers=1.5)
 
     def __init__(self, config: EvolveCodeConfig | None = None) -> None:
         self.config = config or EvolveCodeConfig()
@@ -125,7 +126,11 @@ class EvolCode:
     def check(self, source: Source, options: Mapping[str, Any]) -> None:
         """Raise InputError for a task of another shape and where no code can run safely."""
         shape_of(source)
-        require(allow_weak=self.config.allow_weak)
+        require(allow_weak=self.config_for(options).allow_weak)
+
+    def config_for(self, options: Mapping[str, Any]) -> EvolveCodeConfig:
+        """Return the configuration with what the user allows."""
+        return replace(self.config, allow_weak=self.config.allow_weak or bool(options.get("allow_code")))
 
     def programs(self, source: Source) -> dict[str, dspy.Module]:
         """Return what evolves, compares, solves and tests problems."""
@@ -143,7 +148,7 @@ class EvolCode:
         """
         evolve = self.config.evolve
         calls = Calls(materials, self.name, evolve.patience)
-        steps = CodeSteps(materials, calls, self.config, materials.programs(self))
+        steps = CodeSteps(materials, calls, self.config_for(materials.options), materials.programs(self))
         solved = [row for row in records if functions_of(unfence(str(row.outputs.get(steps.shape.code))))]
         starts = starts_of(solved, materials, (steps.shape.problem,), wanted)
         made = Evolution(starts, steps, calls, tuple(CODE_OPERATIONS), evolve).run(wanted)

@@ -10,7 +10,7 @@ from limbeck.records import Record
 _OWN = frozenset({"gold", "pool"})
 _SAME_INPUT = frozenset({"star", "chain_of_abstraction", "reformulation", "constitutional"})
 # Written for a label that was known before anything was read back.
-_INTENDED = frozenset({"label_conditioned", "evol_instruct", "cleaning", "textbook"})
+_INTENDED = frozenset({"label_conditioned", "simple", "evol_instruct", "cleaning", "textbook"})
 
 
 def is_written(record: Record) -> bool:

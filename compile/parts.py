@@ -22,6 +22,7 @@ from limbeck.task import Task
 
 TRIALS: Mapping[str, Callable[[Ground], Trial]] = {
     "label_conditioned.write": write.label_conditioned_write,
+    "simple.write": write.label_conditioned_write,
     "self_instruct.write": write.self_instruct_write,
     "evol_instruct.evolve": write.evolve,
     "evol_instruct.compare": answer.compare,

@@ -26,7 +26,7 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import FAILED, Labeler, prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.metrics import is_number, likeness, same_number
 from limbeck.models.labels import label_text
@@ -84,6 +84,7 @@ class Star:
 
     name = METHOD
     begins = False
+    cost = Cost(calls=3.0, answers=0.0, each=True)
 
     def __init__(self, config: StarConfig | None = None) -> None:
         self.config = config or StarConfig()

@@ -25,7 +25,7 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import FAILED, Answer, LabelConfig, Labeler, prompt_hash
 from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import GOLD, Materials, Synthesized, block_of_child
+from limbeck.compile.synthesizers import GOLD, Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.metrics import is_number, likeness
 from limbeck.models.labels import label_text
@@ -80,6 +80,7 @@ class Reformulation:
 
     name = METHOD
     begins = False
+    cost = Cost(calls=4.0, answers=0.0, each=True)
 
     def __init__(self, config: ReformulationConfig | None = None) -> None:
         self.config = config or ReformulationConfig()

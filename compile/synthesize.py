@@ -42,7 +42,8 @@ class SynthesisConfig:
     if every call gave what it was asked for), `per_call` texts each. It ends after `patience` calls in a row
     without anything new. `demos` rows of the label and two other labels' rows stand in each prompt. `styled` is the
     share of calls that ask for a style (attributes); the others ask for more of what gold rows are like. A
-    135M model follows no style and writes better without: give it 0. `focus` is what a student got wrong.
+    135M model follows no style and writes better without: give it 0. `focus` is what a student got wrong;
+    `method` stands in each record's provenance.
     """
 
     total: int = 240
@@ -59,6 +60,7 @@ class SynthesisConfig:
     threads: int = 16
     seed: int = 0
     focus: Focus = field(default_factory=Focus)
+    method: str = METHOD
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class _Run:
 
     def _keep(self, row: Mapping[str, Any], job: _Job) -> None:
         origin = Provenance(
-            METHOD,
+            self.config.method,
             parents=job.prompt.parents,
             teacher=str(self.lm.model),
             prompt_hash=written_by(self.writer, self.source, job.prompt.demos),

@@ -33,6 +33,7 @@ GOLD = "gold"
 BUILT_IN = {
     "label_conditioned": "limbeck.compile.synthesizers:LabelConditioned",
     "self_instruct": "limbeck.compile.synthesizers:SelfInstruct",
+    "simple": "limbeck.compile.synthesizers:Simple",
     "chain_of_abstraction": "limbeck.compile.abstraction:ChainOfAbstraction",
     "constitutional": "limbeck.compile.constitution:Constitutional",
     "reformulation": "limbeck.compile.reformulate:Reformulation",
@@ -53,7 +54,8 @@ class Materials:
     """What a synthesizer may use besides the records it reads.
 
     `lm` under `adapter` writes; `labeler` answers inputs with the compiled program. `options` are the files that some
-    methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given.
+    methods read, by the name of their setting ("documents", "related", "constitution"), "" where not given, and
+    "allow_code": whether model-written code may run where the sandbox is weak.
     `threads` calls wait at once; everything drawn comes from `seed`. `focus` is what a student got wrong. `states` are
     the run's compiled prompts, as DSPy saves them, by METHOD.PART.
     """
@@ -88,6 +90,19 @@ class Materials:
         """Return what shows the progress of one step."""
         tell = self.progress
         return (lambda done, total: tell(what, done, total)) if tell else (lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About how many calls a method makes for each row that is wanted, for forecasts.
+
+    `calls` are its own, tries that are rejected among them; `answers` are answers to inputs, each sampled as often as
+    the run samples. `each`: it makes one row of each row that it is given, and no more.
+    """
+
+    calls: float = 2.0
+    answers: float = 1.0
+    each: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,8 @@ class LabelConditioned:
 
     name = "label_conditioned"
     begins = True
+    styled = True
+    cost = Cost(calls=0.2)
 
     def check(self, source: Source, options: Mapping[str, Any]) -> None:
         """Raise InputError for a task without labels."""
@@ -170,9 +187,12 @@ class LabelConditioned:
             threads=materials.threads,
             seed=materials.seed,
             focus=materials.focus,
+            method=self.name,
         )
+        if not (self.styled and materials.follows_styles):
+            config = replace(config, styled=0.0)
         if not materials.follows_styles:
-            config = replace(config, styled=0.0, temperature=0.7, top_p=0.9)
+            config = replace(config, temperature=0.7, top_p=0.9)
         made = synthesize(
             materials.source,
             lm=materials.lm,
@@ -184,6 +204,16 @@ class LabelConditioned:
         return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
 
 
+class Simple(LabelConditioned):
+    """Inputs for labels chosen first, without attributes: plain generation, the baseline for every other method.
+
+    SimPrompt of Yu et al. 2023 (arXiv:2306.15895). A small model, which follows no style, writes so anyway.
+    """
+
+    name = "simple"
+    styled = False
+
+
 class SelfInstruct:
     """New inputs beside eight demonstrations, answered by rejection sampling; see `limbeck.compile.selfinstruct`.
 
@@ -192,6 +222,7 @@ class SelfInstruct:
 
     name = "self_instruct"
     begins = True
+    cost = Cost(calls=0.4)
     # Calls of one wave of new inputs: later waves show what earlier ones wrote.
     wave = 32
 
@@ -275,6 +306,11 @@ def load_method(name: str) -> Synthesizer:
     if name not in known:
         raise InputError(f"unknown method {name!r}", valid=", ".join(sorted(known)), hint="limbeck run --help")
     return cast(Synthesizer, known[name].load()())
+
+
+def cost_of(method: Synthesizer) -> Cost:
+    """Return what a method says of its cost as `cost`; a middling one for a method that says nothing."""
+    return cast(Cost, getattr(method, "cost", Cost()))
 
 
 def default_method(closed: bool) -> str:

@@ -27,7 +27,7 @@ from limbeck.compile.quality import QualityConfig, QualityFilter, quality_filter
 from limbeck.compile.retrieve import MentionsText, documents_of
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, label_counts
-from limbeck.compile.synthesizers import Materials, Synthesized
+from limbeck.compile.synthesizers import Cost, Materials, Synthesized
 from limbeck.documents import Documents
 from limbeck.errors import StageEmpty
 from limbeck.programs.generate import TopicProposer
@@ -80,6 +80,7 @@ class Textbook:
 
     name = METHOD
     begins = True
+    cost = Cost(calls=1.2)
 
     def __init__(self, config: TextbookConfig | None = None) -> None:
         self.config = config or TextbookConfig()

@@ -180,7 +180,8 @@ def code_solve(ground: Ground) -> Trial:
 
 def code_test(ground: Ground) -> Trial:
     """Of the tests asked for: how many say something and are passed by the gold solution, in the sandbox."""
-    steps, config = code_steps(ground, ground.programs), cast(EvolCode, ground.method).config
+    steps = code_steps(ground, ground.programs)
+    config = steps.config
 
     def run(part: Any, row: Record) -> Any:
         settings = {**_GREEDY, "max_tokens": steps.tokens}

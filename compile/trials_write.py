@@ -172,7 +172,7 @@ def evolve_code(ground: Ground) -> Trial:
 
 def code_steps(ground: Ground, programs: Mapping[str, dspy.Module]) -> CodeSteps:
     """Return the steps of evol_code with these programs."""
-    config = cast(EvolCode, ground.method).config
+    config = cast(EvolCode, ground.method).config_for(ground.materials.options)
     return CodeSteps(ground.materials, Calls(ground.materials, "evol_code", config.evolve.patience), config, programs)
 
 

@@ -14,6 +14,7 @@ import typer
 from limbeck.errors import LimbeckError
 from limbeck.options import (
     AcceptTerms,
+    AllowCode,
     ApiBase,
     Constitution,
     Descriptions,
@@ -24,6 +25,8 @@ from limbeck.options import (
     Encoder,
     Input,
     Instructions,
+    Judge,
+    JudgePrecision,
     Kind,
     Labels,
     Level,
@@ -198,11 +201,14 @@ def _command(until: Stage, doc: str) -> Any:
         encoder: Encoder = True,
         rule: Rule = None,
         pii: Pii = "keep",
+        judge: Judge = "",
+        judge_precision: JudgePrecision = 0.9,
         level: Level = "",
         max_usd: MaxUsd = None,
         max_tokens: MaxTokens = None,
         max_minutes: MaxMinutes = None,
         accept_terms: AcceptTerms = "",
+        allow_code: AllowCode = False,
         dry_run: DryRun = False,
     ) -> None:
         values = dict(context.params)

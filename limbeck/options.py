@@ -97,6 +97,19 @@ Pii = Annotated[
         help="E-mail addresses, phone, card and id numbers in new rows: mask, drop (the row), or keep (and count)."
     ),
 ]
+Judge = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        help="For open answers: a model that says which new rows are acceptable, where it proves itself on your "
+        "labels; teacher, or a name as --teacher takes it.",
+        metavar="MODEL",
+    ),
+]
+JudgePrecision = Annotated[
+    float,
+    typer.Option(help="The share of right answers among those that the judge lets pass, on your labels."),
+]
 Level = Annotated[
     str,
     typer.Option(
@@ -111,6 +124,14 @@ AcceptTerms = Annotated[
         "--accept-terms",
         help="Why to go on where a teacher's terms forbid training on its outputs (limbeck terms MODEL).",
         metavar="REASON",
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Run model-written code even where the sandbox is weak (limbeck doctor): on a machine that holds nothing "
+        "of value.",
     ),
 ]
 MaxUsd = Annotated[float | None, typer.Option(help="Stop before spending more than this many USD.")]

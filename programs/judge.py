@@ -50,7 +50,7 @@ class Opinion:
     """What a judge said to one question: a probability for every value, {} where nothing could be read.
 
     `source` is "exact", "logprobs", "votes:K", or "answer" for one answer without probabilities. `calls` and
-    `unparsable` count the answers that were asked for and those that could not be read.
+    `unparsable` count the answers that were asked for and those that could not be read; `lost` of these never came.
     """
 
     probabilities: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -59,6 +59,7 @@ class Opinion:
     calls: int = 1
     unparsable: int = 0
     error: str = ""
+    lost: int = 0
 
 
 class _Judge(dspy.Module):
@@ -89,7 +90,7 @@ class _Judge(dspy.Module):
                 return Opinion(unparsable=1, error=str(error.lm_response)[:_SHOWN_ERROR])
             return Opinion({value: 1.0}, "answer")
         except (CallFailed, PromptTooLong) as error:
-            return Opinion(unparsable=1, error=str(error)[:_SHOWN_ERROR])
+            return Opinion(unparsable=1, error=str(error)[:_SHOWN_ERROR], lost=int(isinstance(error, CallFailed)))
         reasons, scored = str(made.get(REASONS) or ""), label_probabilities(made).get(self.name)
         if scored:
             return Opinion(scored, probability_source(made), reasons)
@@ -98,11 +99,11 @@ class _Judge(dspy.Module):
 
 def _counted(opinions: Sequence[Opinion], values: Sequence[str]) -> Opinion:
     heard = [opinion for opinion in opinions if opinion.probabilities]
-    lost = sum(opinion.unparsable for opinion in opinions)
+    unparsable, lost = sum(opinion.unparsable for opinion in opinions), sum(opinion.lost for opinion in opinions)
     if not heard:
-        return Opinion(calls=len(opinions), unparsable=lost, error=opinions[0].error)
+        return Opinion(calls=len(opinions), unparsable=unparsable, error=opinions[0].error, lost=lost)
     shares = {value: sum(o.probabilities.get(value, 0.0) for o in heard) / len(heard) for value in values}
-    return Opinion(shares, f"votes:{len(heard)}", heard[0].reasons, len(opinions), lost)
+    return Opinion(shares, f"votes:{len(heard)}", heard[0].reasons, len(opinions), unparsable, lost=lost)
 
 
 def read_choice(text: str, values: Sequence[str]) -> str | None:
@@ -188,6 +189,7 @@ class Comparer(_Judge):
             calls=one.calls + two.calls,
             unparsable=one.unparsable + two.unparsable,
             error=one.error or two.error,
+            lost=one.lost + two.lost,
         )
         if not (one.probabilities and two.probabilities):
             return _prediction(both, None, better=None, forwards=None, backwards=None, first=None)
@@ -200,7 +202,7 @@ class Comparer(_Judge):
 
 def _prediction(opinion: Opinion, score: float | None, **values: Any) -> dspy.Prediction:
     told = {"source": opinion.source, "reasons": opinion.reasons, "error": opinion.error}
-    counts = {"calls": opinion.calls, "unparsable": opinion.unparsable}
+    counts = {"calls": opinion.calls, "unparsable": opinion.unparsable, "lost": opinion.lost}
     return dspy.Prediction(score=score, **values, **told, **counts)
 
 

@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -24,7 +25,7 @@ from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.models import CompactAdapter
 from limbeck.programs.evolve_code import functions_of, read_function, read_tests
 from limbeck.records import CHECKED, Provenance, Record
-from limbeck.sandbox import Limits
+from limbeck.sandbox import Isolation, Level, Limits
 from limbeck.signatures.evolve_code import CODE_OPERATIONS
 
 ROWS = [
@@ -282,3 +283,39 @@ def test_a_first_line_is_read_back(names: list[str]) -> None:
     assert read_function(f"Here: `{line}`", "def f():") == line
     assert functions_of(f"{line}\n    pass") == {"f": line}
     assert read_function(line, "def other(a):") == "def other(a):"
+
+
+# -- consent ---------------------------------------------------------------------------------------------------
+
+WEAK = Isolation(Level.LIMITS, filtered=True, why=("landlock: needs Linux 6.2 with Landlock",))
+STRONG = Isolation(Level.LANDLOCK, filtered=True)
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, level: Isolation) -> None:
+    monkeypatch.setattr("limbeck.sandbox.levels.isolation", lambda: level)
+
+
+def test_code_is_not_run_in_a_weak_sandbox_without_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    reach(monkeypatch, WEAK)
+    with pytest.raises(InputError, match=r"limits only: .*Landlock[\s\S]*--allow-code"):
+        EvolCode().check(source(gold()), {})
+    EvolCode().check(source(gold()), {"allow_code": True})
+    reach(monkeypatch, STRONG)
+    EvolCode().check(source(gold()), {})
+    reach(monkeypatch, Isolation(Level.NONE, filtered=False))
+    with pytest.raises(InputError, match="cannot run model-written code"):
+        EvolCode().check(source(gold()), {"allow_code": True})
+
+
+def test_leave_to_run_code_reaches_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    reach(monkeypatch, WEAK)
+    lm, backend = scripted(scripts())
+    labeler = Labeler({-1: dspy.Predict("prompt -> code")}, lm, CompactAdapter(), ("code",))
+    materials = Materials(source(gold()), lm, CompactAdapter(), labeler, samples=1, threads=1)
+    method = EvolCode(EvolveCodeConfig(evolve=EvolveConfig(rounds=1, max_calls=1), limits=Limits(seconds=20.0)))
+    with pytest.raises(InputError, match="--allow-code"):
+        method(gold()[:1], materials, 1)
+    asked = len(backend.requests)
+    done = method(gold()[:1], replace(materials, options={"allow_code": True}), 1)
+    assert done.records[0].kept
+    assert len(backend.requests) == 2 * asked

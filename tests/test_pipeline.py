@@ -339,6 +339,29 @@ def test_dry_run_calls_nothing(config: RunConfig) -> None:
     assert not config.folder.exists()
 
 
+def test_dry_run_counts_further_rounds_at_their_most(config: RunConfig) -> None:
+    once, thrice = (forecast(replace(config, rounds=rounds)) for rounds in (1, 3))
+    (more,) = [line for line in thrice.lines if line.stage == "rounds 2 to 3, at most"]
+    # Half of the 6 rows a round: 6 rows written, five a call, and read back, with all demonstrations as well.
+    assert 6 + 2 <= more.calls <= 12 + 2
+    assert thrice.total.calls == once.total.calls + more.calls
+    assert more.minutes is not None
+    assert more.minutes > 0
+
+
+def test_dry_run_counts_what_a_method_says_of_its_cost(config: RunConfig) -> None:
+    def calls(*method: str) -> int:
+        lines = forecast(replace(config, method=method, synthetic_rows=20)).lines
+        return next(line.calls for line in lines if line.stage == "synthesize")
+
+    plain = calls("label_conditioned")
+    assert calls("evol_instruct") > plain + 20
+    chained = calls("label_conditioned>evol_instruct")
+    assert calls("evol_instruct") < chained < calls("evol_instruct") + plain + 1
+    assert plain < calls("label_conditioned", "evol_instruct") < calls("evol_instruct")
+    assert calls("star") <= 12 * 3 + plain, "one row of each labelled one, however many are wanted"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"), [({"pii": "hide"}, "--pii 'hide'"), ({"rule": ("semantic",)}, "--rule 'semantic'")]
 )

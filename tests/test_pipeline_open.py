@@ -15,6 +15,7 @@ from tiny_run import write_rows
 from limbeck.pipeline import students
 from limbeck.pipeline.config import EFFORTS, RunConfig
 from limbeck.pipeline.deploy import load_run
+from limbeck.pipeline.forecast import forecast
 from limbeck.pipeline.run import run
 from limbeck.records import read_records
 
@@ -123,6 +124,28 @@ def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embed
         assert float(total) == record.outputs["answer"]
         # A teacher that is wrong each time it is asked cannot be found out; its steps belong to its answer.
         assert total == first + second + (first % 3 == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["self_instruct", "star", "evol_instruct"])
+def test_the_dry_run_counts_the_calls_of_a_method(tmp_path: Path, embedded: Any, method: str) -> None:
+    with serve(_adder) as server:
+        config = RunConfig(
+            out=str(tmp_path / "run"),
+            labels=write_rows(tmp_path / "labels.jsonl", [_sum(i) for i in range(8)]),
+            output=("answer",),
+            test=write_rows(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 43)]),
+            teacher="openai/gpt-5-mini",
+            api_base=server.url,
+            method=(method,),
+            synthetic_rows=8,
+        )
+        run(config, until="compile")
+        before = len(server.bodies)
+        run(config, until="synthesize")
+        made = len(server.bodies) - before
+    (line,) = [line for line in forecast(config).lines if line.stage == "synthesize"]
+    assert 1 / 4 < line.calls / made < 4, (line.calls, made)
 
 
 def _router(body: Body, n: int) -> Reply:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,13 +21,17 @@ from limbeck.ledger import Ledger
 from limbeck.models import Budget
 from limbeck.pipeline import runfolder
 from limbeck.pipeline.config import RunConfig, check, read_config, write_config
+from limbeck.pipeline.consent import with_consent
+from limbeck.pipeline.forecast import forecast
 from limbeck.pipeline.judge import choose
 from limbeck.pipeline.learn import Tuned, _ended  # pyright: ignore[reportPrivateUsage]
-from limbeck.pipeline.run import check_task
+from limbeck.pipeline.prepare import check_task
 from limbeck.pipeline.run import run as run_stages
 from limbeck.pipeline.runfolder import RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, for_classes, label_matrix
+from limbeck.sandbox import Isolation, Level
 from limbeck.task import task_from_labels
+from limbeck.taskfile import load_task
 
 
 def _tuned(scores: list[float]) -> Tuned:
@@ -213,3 +217,42 @@ def test_a_disk_that_fills_up_during_a_run_says_so_and_keeps_what_there_is(tmp_p
     assert f"limbeck run {config.out}" in caught.value.hint
     with open_run(config, Silent()) as run:
         assert run.stage("first", 1, full)["rows"] == 3
+
+
+# -- consent -------------------------------------------------------------------------------------------------
+
+CODE_TASK = """
+import dspy
+import limbeck
+from limbeck.codecheck import UnitTests
+
+task = limbeck.Task.from_program(
+    dspy.Predict("prompt, test_list: list[str] -> code"),
+    [
+        dspy.Example(prompt=f"Add {n}.", test_list=[f"assert f(1) == {n + 1}"], code=f"def f(x): return x + {n}")
+        .with_inputs("prompt", "test_list")
+        for n in range(8)
+    ],
+    lambda example, prediction, trace=None: float(example.code == prediction.code),
+    verifiers=[UnitTests.mbpp()],
+)
+"""
+
+
+def test_a_verifier_that_runs_code_needs_leave_in_a_weak_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "task.py"
+    file.write_text(CODE_TASK, encoding="utf-8")
+    config = RunConfig(out=str(tmp_path / "run"), task_file=str(file))
+    monkeypatch.setattr("limbeck.sandbox.levels.isolation", lambda: Isolation(Level.LIMITS, filtered=True))
+    for start in (forecast, run_stages):
+        with pytest.raises(InputError, match=r"limits only[\s\S]*--allow-code"):
+            start(config)
+    assert not config.folder.exists()
+    assert forecast(replace(config, allow_code=True)).total.calls > 0
+    task = with_consent(load_task(str(file)), allow_code=True)
+    assert [cast(Any, verifier).allow_weak for verifier in task.verifiers] == [True]
+    monkeypatch.setattr("limbeck.sandbox.levels.isolation", lambda: Isolation(Level.NAMESPACES, filtered=True))
+    assert forecast(config).total.calls > 0
+    assert [cast(Any, v).allow_weak for v in with_consent(load_task(str(file)), allow_code=False).verifiers] == [False]

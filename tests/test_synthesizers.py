@@ -31,6 +31,7 @@ from limbeck.compile.synthesizers import (
 )
 from limbeck.errors import InputError, StageEmpty
 from limbeck.models import CompactAdapter
+from limbeck.programs.generate import ANY_STYLE
 from limbeck.records import Provenance, Record
 from limbeck.signatures.tasks import FieldSpec, build_signature
 
@@ -171,8 +172,11 @@ def test_a_child_of_a_gold_row_is_kept_from_the_student_judged_on_its_parents_fo
     assert block_of_child(GOLD[0], source()) == -1
 
 
-def test_label_conditioned_rows_carry_the_label_they_were_written_for():
-    made = load_method(default_method(closed=True))(GOLD, materials(), 4)
-    assert {r.provenance.method for r in made.records} == {"label_conditioned"}
+@pytest.mark.parametrize("name", [default_method(closed=True), "simple"])
+def test_rows_carry_the_label_they_were_written_for(name: str):
+    made = load_method(name)(GOLD, materials(), 24)
+    assert {r.provenance.method for r in made.records} == {name}
+    styles = {str(r.provenance.attributes) for r in made.records}
+    assert (styles == {str(ANY_STYLE)}) == (name == "simple")
     assert set(Counter(r.outputs["label"] for r in made.records)) <= {"a", "b"}
     assert made.records

@@ -108,10 +108,12 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
-_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "program")
+_ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "rounds", "rule", "pii")
+_LATER = ("level", "method", "rounds", "rule", "pii", "judge", "judge_precision")
+# What `--judge` takes for the run's own teacher.
+TEACHER = "teacher"
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
 
 
@@ -122,7 +124,8 @@ class RunConfig:
     Paths are strings so that the configuration is plain TOML. `max_*` are budgets (None: no limit);
     `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none); `level` names the levels
     of human involvement that the student may learn from ("": all that the methods give). `accept_terms` is why a run
-    goes on where the terms of a teacher forbid it ("": it does not).
+    goes on where the terms of a teacher forbid it ("": it does not). `judge` is the model that says which answers are
+    acceptable ("": none, "teacher": the teacher), and `allow_code` lets model-written code run in a weak sandbox.
     """
 
     out: str
@@ -155,11 +158,14 @@ class RunConfig:
     encoder: bool = True
     rule: tuple[str, ...] = ()
     pii: str = "keep"
+    judge: str = ""
+    judge_precision: float = 0.9
     level: str = ""
     max_usd: float | None = None
     max_tokens: int | None = None
     max_minutes: float | None = None
     accept_terms: str = ""
+    allow_code: bool = False
 
     @property
     def folder(self) -> Path:
@@ -171,6 +177,25 @@ class RunConfig:
         """The effort level's counts."""
         return EFFORTS[self.effort]
 
+    @property
+    def judge_model(self) -> str:
+        """The name of the judge's model, "" for none."""
+        return self.teacher if self.judge == TEACHER else self.judge
+
+    @property
+    def judge_base(self) -> str | None:
+        """The address of the judge's server: the teacher's, None for weights on this machine."""
+        return None if is_local(self.judge_model) else self.api_base or None
+
+    def models_asked(self) -> dict[str, str]:
+        """The names of the models whose answers shape the student's rows, by role; "" where there is none."""
+        judge = {} if self.judge_model in ("", self.teacher) else {"judge": self.judge_model}
+        return {"teacher": self.teacher, "reflection model": self.reflection, **judge}
+
+    def method_options(self) -> dict[str, Any]:
+        """What methods of writing rows are told besides the rows: their files, and whether code may run anywhere."""
+        return {**self.method_files(), "allow_code": self.allow_code}
+
     def method_files(self) -> dict[str, str]:
         """The files that methods of writing rows read, by the name of their setting."""
         return {name: getattr(self, name) for name in METHOD_FILES}
@@ -178,18 +203,18 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that change results: the root of every stage's key.
 
-        Folder, budgets and accepted terms do not, and files count by what they hold (the task's fingerprint), as
-        compiled programs of methods do in the keys of synthesis. The
-        methods of writing rows concern synthesis and what follows it, rules curation, whose keys hold them; levels
-        and rounds the student, whose keys hold its rows. Where the test rows are a file of their own, how many are
-        scored concerns evaluation alone, whose keys hold the rows.
+        Folder, budgets, accepted terms and leave to run code do not, and files count by what they hold (the task's
+        fingerprint), as compiled programs of methods do in the keys of synthesis. The methods of writing rows concern
+        synthesis and what follows it, rules and the judge curation, whose keys hold them; levels and rounds the
+        student, whose keys hold its rows. Where the test rows are a file of their own, how many are scored concerns
+        evaluation alone, whose keys hold the rows.
         """
         skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
         return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
 
     def same_run(self, other: RunConfig) -> bool:
-        """Return whether another configuration differs in folder, budgets, accepted terms and programs alone."""
+        """Return whether another configuration differs in folder, budgets, programs and what the user allows alone."""
         mine, others = asdict(self), asdict(other)
         return all(mine[name] == others[name] for name in mine if name not in _ASIDE)
 
@@ -223,6 +248,8 @@ def check(config: RunConfig) -> None:
                 f"--{name.replace('_', '-')} is {value}",
                 valid="a number above 0, or leave it out for no limit",
             )
+    if not 0 < config.judge_precision < 1:
+        raise InputError(f"--judge-precision is {config.judge_precision}", valid="a share between 0 and 1, such as 0.9")
     if config.rounds < 1:
         raise InputError(f"--rounds is {config.rounds}", valid="1 or more")
     if config.seed < 0:

@@ -18,11 +18,17 @@ from limbeck.pipeline.students import StudentPlan, callers
 from limbeck.task import Task
 
 
+def weights_of(lm: LM) -> str:
+    """Return what names a model's weights or server, whichever program and number type runs them today."""
+    return str(getattr(lm.backend, "weights", lm.backend.fingerprint))
+
+
 @dataclass(frozen=True)
 class Context:
     """One run at work. `plan.task` and `task` are the same object; `given` are the user's own label descriptions.
 
-    `models` names what answers beside the models' names: a file behind a name may change.
+    `models` names what answers beside the models' names: a file behind a name may change. `judge` is the model that
+    judges answers, None without one.
     """
 
     run: RunFolder
@@ -32,6 +38,7 @@ class Context:
     plan: StudentPlan
     given: Mapping[str, str]
     models: tuple[str, ...] = ()
+    judge: LM | None = None
 
     @property
     def config(self) -> RunConfig:

@@ -28,7 +28,8 @@ from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import CANDIDATES, FIRST, Turn, labeler_of, progress_of, samples_of
-from limbeck.pipeline.dataquality import curation_log, given_documents, odd_labels, rules_of
+from limbeck.pipeline.dataquality import as_curated, curation_log, given_documents, odd_labels, rules_of
+from limbeck.pipeline.judging import RunJudge
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
@@ -174,11 +175,13 @@ def curate_stage(
     adapters: Callable[[], list[Path]],
     *,
     turn: Turn = FIRST,
+    judge: RunJudge | None = None,
 ) -> dict[str, Any]:
     """Apply every rule to the candidates; store kept and rejected rows; return the payload.
 
     `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, `program` its prompt,
-    `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed.
+    `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed, `judge` has
+    been tried.
     """
     records = read_records(context.run.path / turn.file(CANDIDATES))
     judgement = blind = of_gold = None
@@ -189,17 +192,19 @@ def curate_stage(
     protected = [record_text(row) for row in _test_inputs(context)]
     # The labelers together may name another label than the one that the verifiers saw.
     verifiers = context.task.verifiers if judgement else ()
-    judge = partial(
+    rules = rules_of(context.config)
+    asked = judge.verifier(context, as_curated(records, gold, rules)) if judge else None
+    by_rules = partial(
         curate,
         records,
         gold=gold,
         protected=protected,
-        verifiers=verifiers,
+        verifiers=(*verifiers, *filter(None, [asked])),
         documents=given_documents(context.config),
-        config=rules_of(context.config),
+        config=rules,
     )
-    done = judge(judgement=judgement)
-    for_folds = judge(judgement=blind) if blind else done
+    done = by_rules(judgement=judgement)
+    for_folds = by_rules(judgement=blind) if blind else done
     files = [turn.file(name) for name in (KEPT, BLIND, REJECTED)]
     for name, found in zip(files, (done.kept, for_folds.kept, done.rejected), strict=True):
         write_records(found, context.run.path / name)
@@ -217,6 +222,7 @@ def curate_stage(
             "rejected": dict(done.counts),
             **log,
             **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
+            **({"judge": judge.log(done.counts)} if judge else {}),
         },
     }
 

@@ -200,7 +200,7 @@ def compiled_states(context: Context) -> dict[str, dict[str, Any]]:
 
 
 def writing_key(context: Context) -> list[Any]:
-    """Return what written rows depend on: the methods, what their files hold, and compiled programs if there are any."""
+    """Return what written rows depend on: the methods, what their files hold, and compiled programs if any."""
     states = compiled_states(context)
     return [context.config.method, method_files_hash(context), *([stable_hash(states)] if states else [])]
 
@@ -208,7 +208,7 @@ def writing_key(context: Context) -> list[Any]:
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
     """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
     portions = portions_of(config, closed)
-    check_methods(portions, source_of(task, task.examples), config.method_files())
+    check_methods(portions, source_of(task, task.examples), config.method_options())
 
 
 def method_files_hash(context: Context) -> dict[str, str]:
@@ -233,7 +233,7 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST, *, comp
         seed=context.config.seed + _SEEDS_A_ROUND * (turn.number - 1),
         distribution=label_shares(context.config.label_distribution),
         follows_styles=parameters is None or parameters >= _FOLLOWS_STYLES,
-        options=context.config.method_files(),
+        options=context.config.method_options(),
         focus=turn.focus,
         progress=lambda what, done, total: progress_of(context, what)(done, total),
         states=compiled_states(context) if compiled else {},

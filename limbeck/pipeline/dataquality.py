@@ -10,7 +10,7 @@ from limbeck.compile.dedup import record_text
 from limbeck.compile.distribution import Distribution, describe
 from limbeck.compile.labelerrors import record_label_errors
 from limbeck.compile.origins import is_written
-from limbeck.compile.pii import PiiConfig
+from limbeck.compile.pii import PiiConfig, PiiFilter
 from limbeck.compile.thresholds import CurateConfig, parse_rules
 from limbeck.documents import read_documents
 from limbeck.errors import InputError
@@ -34,6 +34,14 @@ def rules_of(config: RunConfig) -> CurateConfig:
 def rules_key(config: RunConfig) -> list[Any]:
     """Return what the rules turned on add to the key of the stage: nothing where none is."""
     return [config.pii, *config.rule] if config.rule or config.pii != "keep" else []
+
+
+def as_curated(records: Sequence[Record], gold: Sequence[Record], rules: CurateConfig) -> list[Record]:
+    """Return the records as verifiers see them: masked where the rules mask."""
+    if rules.pii is None:
+        return list(records)
+    privacy = PiiFilter(gold, rules.pii)
+    return [privacy.apply(record) for record in records]
 
 
 def given_documents(config: RunConfig) -> dict[str, str]:

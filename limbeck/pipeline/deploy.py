@@ -153,7 +153,7 @@ def _task(config: RunConfig, folder: Path, stored: Mapping[str, Any]) -> Task:
 
     Inputs and kind come from the run: there they followed from the test and unlabelled rows as well.
     """
-    from limbeck.pipeline.run import read_task
+    from limbeck.pipeline.prepare import read_task
 
     config = replace(config, test="", unlabeled="", descriptions="")
     if config.labels:

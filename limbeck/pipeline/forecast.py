@@ -1,12 +1,14 @@
 """What a run would take, before the first call: calls, tokens, dollars and minutes.
 
-Counts follow from the rows and the effort level; tokens from the rows' lengths at four characters a token.
+Counts follow from the rows, the effort level and what each method of writing rows says of its cost; tokens from the
+rows' lengths at four characters a token. Further rounds and a judge's calls are counted at their most.
 Minutes for a local model follow from its size and a bf16 matrix product's speed on two cores (about 250 GFLOP/s);
 for a server they are left out. All of it is a forecast: real answers are shorter or longer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from limbeck.compile.dedup import record_text
 from limbeck.compile.describe import is_opaque
 from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
+from limbeck.compile.synthesizers import cost_of, default_method, load_method, parse_methods
 from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
 from limbeck.pipeline.students import StudentPlan, prompt_text
@@ -26,28 +29,28 @@ from limbeck.task import Task
 _FLOPS = 250e9
 _PARAMETERS_EMBEDDED = 135e6
 _BYTES_PER_PARAMETER_GGUF = 0.63
-_TEXTS_PER_CALL = 5
 _CHARACTERS_PER_TOKEN = 4
-# Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts.
-_TURN, _RATIONALE, _WRITING = 16, 80, 300
+# Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts, of one that asks for a judgement.
+_TURN, _RATIONALE, _WRITING, _JUDGING = 16, 80, 300, 120
 # A forward and backward pass of LoRA training costs about four times a forward pass.
 _TRAIN_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage of the forecast; tokens are the teacher's, minutes are None where nothing local runs."""
+    """One stage of the forecast: its calls of `model`, with minutes None where nothing local runs."""
 
     stage: str
     calls: int
     tokens_in: int
     tokens_out: int
     minutes: float | None
+    model: str = ""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The stages' lines, dollars where the teacher's price is known, and what the rows give cause to warn of."""
+    """The stages' lines, dollars where the models' prices are known, and what the rows give cause to warn of."""
 
     lines: tuple[Line, ...]
     usd: float | None
@@ -87,15 +90,14 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     """Return what the run would take; reads the rows and calls nothing."""
     from limbeck.models import CompactAdapter
     from limbeck.models.names import check_name
-    from limbeck.models.openai_engine import gives_probabilities
-    from limbeck.pipeline.run import check_task, read_task
+    from limbeck.pipeline.prepare import check_task, read_task
     from limbeck.terms import resolve
 
     if task is None:
         check(config)
         task = read_task(config)
     check_task(config, task)
-    for name in filter(None, (config.teacher, config.student, config.reflection)):
+    for name in filter(None, (config.teacher, config.student, config.reflection, config.judge_model)):
         check_name(name, config.api_base or None)
     spend = config.spend
     limit = spend.test_rows if config.test_rows is None else config.test_rows
@@ -106,21 +108,25 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     gold, test = len(split.gold), len(split.test)
     limit_pool = spend.rows_to_label(*kind) if config.pool_rows is None else config.pool_rows
     pool = min(len(task.unlabeled), limit_pool)
-    written = config.synthetic_rows if config.synthetic_rows is not None else max(0, spend.rows_to_have(*kind) - pool)
-    samples = 1 if closed and (is_local(config.teacher) or gives_probabilities(config.teacher)) else spend.samples
-    answers = (pool + written) * samples
+    wanted = config.synthetic_rows if config.synthetic_rows is not None else spend.rows_to_have(*kind)
+    written = wanted if config.synthetic_rows is not None else max(0, wanted - pool)
+    again = -(-wanted // 2) * (config.rounds - 1)
+    samples = 1 if closed and _is_scored(config.teacher) else spend.samples
     if closed and split.n_folds and spend.demo_tokens / size.row > gold - gold // split.n_folds:
-        answers *= 2  # once blind to each fold, once with all demonstrations
-    texts = -(-written // _TEXTS_PER_CALL)
+        samples *= 2  # once blind to each fold, once with all demonstrations
+    first, later = (_writing(config, rows, gold, closed) for rows in (written, again))
     checked = gold * samples if plan.writes_more else 0
     teacher, student = local_parameters(config.teacher), local_parameters(config.student)
     tuned = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * size.row
     fits = len(spend.gold_weights) * len(spend.demos) + 1
     distilled = (gold + pool + written) * spend.passes(closed)[1] * fits * size.row
+    # Each further round fits a student on all rows so far.
+    redone = (gold + pool + written + again) * spend.passes(closed)[1] * (fits - 1) * size.row * (config.rounds - 1)
 
-    def line(stage: str, calls: Sequence[_Calls], trained: float = 0.0) -> Line:
+    def line(stage: str, calls: Sequence[_Calls], trained: float = 0.0, model: str = config.teacher) -> Line:
         computed = sum(c.count * (c.row + c.out) + c.prompts * c.shared for c in calls)
-        parts = [_minutes(computed, teacher), _minutes(trained, student, _TRAIN_FACTOR)]
+        asked = teacher if model == config.teacher else local_parameters(model)
+        parts = [_minutes(computed, asked), _minutes(trained, student, _TRAIN_FACTOR)]
         known = [p for p in parts if p is not None]
         return Line(
             stage,
@@ -128,25 +134,33 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
             int(sum(c.count * (c.row + c.shared) for c in calls)),
             int(sum(c.count * c.out for c in calls)),
             sum(known) if known else None,
+            model,
         )
 
     folds = max(1, split.n_folds)
     bare = _Calls(gold, size.row, size.prompt, size.answer)
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
+    judged = pool + written + again
+
+    def writing(made: _Writing, real: int = 0) -> list[_Calls]:
+        texts = _Calls(made.calls, 0, _WRITING, made.texts * size.row, made.calls)
+        return [replace(shown, count=round((real + made.answers) * samples)), texts]
+
     lines = (
         line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),
         line("labels alone", [replace(shown, count=checked)], tuned),
-        line(
-            "synthesize", [replace(shown, count=answers), _Calls(texts, 0, _WRITING, _TEXTS_PER_CALL * size.row, texts)]
-        ),
+        line("synthesize", writing(first, pool)),
+        *([line("answers to judge", [replace(bare, count=gold * spend.samples)])] if config.judge else []),
+        *([line("judge", [_judging(config, size, gold + judged)], model=config.judge_model)] if config.judge else []),
         line("finetune", [], distilled),
+        *([line(f"rounds 2 to {config.rounds}, at most", writing(later), redone)] if config.rounds > 1 else []),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
     searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
     left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
-    terms = [resolve(name, config.api_base) for name in (config.teacher, config.reflection) if name]
+    terms = [resolve(name, config.api_base) for name in config.models_asked().values() if name]
     told = [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]
-    return Forecast(lines, _usd(config.teacher, lines), (*task.warnings, *split.notes, *told, *left_out))
+    return Forecast(lines, _usd(lines), (*task.warnings, *split.notes, *told, *left_out))
 
 
 def _describes(config: RunConfig, task: Task) -> bool:
@@ -197,24 +211,61 @@ def _sizes(plan: StudentPlan, rows: Sequence[Any], spend: Effort) -> _Sizes:
     return _Sizes(row, mean_tokens([prompt_text(plan)]), min(spend.demo_tokens, len(rows) * demo), answer)
 
 
-def _usd(teacher: str, lines: tuple[Line, ...]) -> float | None:
+def _is_scored(model: str) -> bool:
+    from limbeck.models.openai_engine import gives_probabilities
+
+    return is_local(model) or gives_probabilities(model)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """What writing rows takes: calls that write, the texts of each, and inputs that are answered."""
+
+    calls: int = 0
+    texts: float = 0.0
+    answers: float = 0.0
+
+
+def _writing(config: RunConfig, wanted: int, gold: int, closed: bool) -> _Writing:
+    """Return what the run's methods take for so many rows; in a closed task every row is read back once at least."""
+    calls = rows_of_calls = answers = 0.0
+    for portion in parse_methods(config.method or (default_method(closed),)) if wanted else ():
+        given, part, last = gold, max(1, round(wanted * portion.share)), 0.0
+        for name in portion.chain:
+            cost = cost_of(load_method(name))
+            given = min(part, given) if cost.each else part
+            calls, last = calls + cost.calls * given, cost.answers
+            rows_of_calls, answers = rows_of_calls + max(1.0, cost.calls) * given, answers + last * given
+        answers += max(0.0, 1.0 - last) * given if closed else 0.0
+    return _Writing(math.ceil(calls), rows_of_calls / calls if calls else 0.0, answers)
+
+
+def _judging(config: RunConfig, size: _Sizes, rows: int) -> _Calls:
+    """Return the judge's calls for so many rows; where it gives no probabilities its answers are counted as votes."""
+    votes = 1 if _is_scored(config.judge_model) else config.spend.samples
+    return _Calls(rows * votes, size.row + size.answer, _JUDGING, 1)
+
+
+def _usd(lines: tuple[Line, ...]) -> float | None:
     from limbeck.models import price_of
 
-    if is_local(teacher):
-        return 0.0
-    price = price_of(teacher)
-    if price is None:
-        return None
-    return sum(line.tokens_in * price.usd_in + line.tokens_out * price.usd_out for line in lines)
+    total = 0.0
+    for line in lines:
+        price = None if is_local(line.model) else price_of(line.model)
+        if price is not None:
+            total += line.tokens_in * price.usd_in + line.tokens_out * price.usd_out
+        elif line.calls and not is_local(line.model):
+            return None
+    return total
 
 
 def render(plan: Forecast) -> Table:
     """Return the forecast as a table."""
     table = Table(title="forecast (nothing was called)", title_justify="left")
-    for name in ("stage", "teacher calls", "tokens in", "tokens out", "minutes"):
+    for name in ("stage", "calls", "tokens in", "tokens out", "minutes"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for line in (*plan.lines, plan.total):
         minutes = "" if line.minutes is None else f"{line.minutes:.0f}"
         table.add_row(line.stage, f"{line.calls:,}", f"{line.tokens_in:,}", f"{line.tokens_out:,}", minutes)
-    table.caption = "teacher: price not known" if plan.usd is None else f"teacher: ${plan.usd:.2f}"
+    table.caption = "price not known" if plan.usd is None else f"${plan.usd:.2f}"
     return table

@@ -30,7 +30,7 @@ def check_programs(config: RunConfig, task: Task) -> None:
     """Raise InputError for a program that is unknown or that labels do not measure, before anything is spent."""
     if not config.program:
         return
-    resolve_programs(config.program, task, source_of(task, task.examples), config.method_files())
+    resolve_programs(config.program, task, source_of(task, task.examples), config.method_options())
     if config.optimizer and config.optimizer not in usable_optimizers():
         raise InputError(
             f"--optimizer {config.optimizer} shows labelled rows as they are, which are no demonstrations for a "
@@ -49,7 +49,7 @@ def compile_programs(context: Context, demos: int, program: dspy.Module) -> None
     if not config.program:
         return
     source = source_of(context.task, context.split.gold)
-    names, notes = resolve_programs(config.program, context.task, source, config.method_files())
+    names, notes = resolve_programs(config.program, context.task, source, config.method_options())
     for text in notes:
         run.reporter.note(text)
     for name in names:

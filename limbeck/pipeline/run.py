@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import dspy
 
-from limbeck.compile.backtranslate import METHOD as BACKTRANSLATION
-from limbeck.compile.demos import draw_demos
 from limbeck.compile.label import gold_records
 from limbeck.compile.nearest import NearestDemos
-from limbeck.compile.optimizers import INSTRUCTING, KNNFewShot, built_in
-from limbeck.compile.split import make_split
-from limbeck.compile.synthesizers import parse_methods
-from limbeck.errors import InputError
-from limbeck.models import LM, CompactAdapter, connect
-from limbeck.pipeline.config import STAGES, RunConfig, Stage, check, label_shares
+from limbeck.compile.optimizers import KNNFewShot
+from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
+from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.curation import curate_stage, learnable
-from limbeck.pipeline.data import FIRST, Turn, check_writing, synthesize_stage, trusted_gold, writing_key
-from limbeck.pipeline.dataquality import rules_key, rules_of
+from limbeck.pipeline.data import FIRST, Turn, synthesize_stage, trusted_gold, writing_key
+from limbeck.pipeline.dataquality import rules_key
 from limbeck.pipeline.judge import (
     GOLD_ONLY,
     STUDENT,
@@ -34,16 +29,17 @@ from limbeck.pipeline.judge import (
     evaluate_systems,
     predictions,
 )
+from limbeck.pipeline.judging import RunJudge, judge_stage
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
-from limbeck.pipeline.programs import check_programs, compile_programs
+from limbeck.pipeline.prepare import check_task, prepare, read_task
+from limbeck.pipeline.programs import compile_programs
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, StudentPlan, answer_tokens, for_classes, prompt_text
-from limbeck.pipeline.teacher import compile_closed, compile_open, demo_budget, reflection, with_instructions
+from limbeck.pipeline.students import Recipe, for_classes
+from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
-from limbeck.task import Task, check_context, task_from_labels
-from limbeck.taskfile import load_task
+from limbeck.task import Task
 from limbeck.terms import Ruling, reported, rulings
 
 
@@ -53,22 +49,6 @@ class Outcome:
 
     stage: Stage
     report: Mapping[str, Any] | None
-
-
-def read_task(config: RunConfig) -> Task:
-    """Return the task of a configuration: a labels file's, or a task.py's."""
-    if config.task_file:
-        return load_task(config.task_file)
-    return task_from_labels(
-        config.labels,
-        output=list(config.output),
-        inputs=list(config.inputs) or None,
-        instructions=config.instructions or None,
-        test=config.test or None,
-        unlabeled=config.unlabeled or None,
-        label_descriptions=config.descriptions or None,
-        kind=cast(Any, config.kind or None),
-    )
 
 
 def run(
@@ -89,20 +69,20 @@ def run(
     terms = terms_of(config)
     task = read_task(config) if task is None else task
     check_task(config, task)
+    task = with_consent(task, allow_code=config.allow_code)
     with open_run(config, reporter or Silent()) as folder:
-        context = _prepare(folder, task)
+        context = prepare(folder, task)
         folder.keep_config(labels=own)
         _tell_terms(folder, terms)
         return _Way(context, terms).go(until)
 
 
 def terms_of(config: RunConfig) -> dict[str, Ruling]:
-    """Return what the terms of the models that write say of training on outputs, by role.
+    """Return what the terms of the models that write or judge say of training on outputs, by role.
 
     Raises `InputError` where they forbid it and the configuration does not say why the run goes on.
     """
-    models = {"teacher": config.teacher, "reflection model": config.reflection}
-    return rulings(models, config.api_base, config.accept_terms)
+    return rulings(config.models_asked(), config.api_base, config.accept_terms)
 
 
 def _tell_terms(folder: RunFolder, terms: Mapping[str, Ruling]) -> None:
@@ -121,110 +101,6 @@ def _tell_terms(folder: RunFolder, terms: Mapping[str, Ruling]) -> None:
         said = {"role": role, **ruling.head(), "reason": reason}
         if reason and said not in accepted:
             ledger.event("terms accepted", **said)
-
-
-def _prepare(folder: RunFolder, task: Task) -> Context:
-    config = folder.config
-    for text in task.warnings:
-        folder.warn(text)
-    limit = config.spend.test_rows if config.test_rows is None else config.test_rows
-    teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
-    student = _connect(folder, _for_transformers(config.student), None, "student")
-    if config.reflection:
-        reflection(folder)  # a name or a key that is wrong is found before anything is spent
-    task = _within_context(folder, task, (student, config.spend.demos[-1]), (teacher, True))
-    split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
-    for text in split.notes:
-        folder.warn(text)
-    k = demo_budget(split.gold, config.spend.demo_tokens)
-    demos = draw_demos(split.gold, k, config.seed, labels=task.labels, output=task.label_field)
-    tagged = any(BACKTRANSLATION in portion.chain for portion in parse_methods(config.method))
-    plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos), tagged=tagged)
-    plan = replace(plan, max_tokens=answer_tokens(plan, split.gold, _counter(student)))
-    folder.reporter.note(
-        f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"
-        + (f", {len(task.labels)} classes" if task.labels else "")
-        + (f", {len(task.unlabeled)} unlabelled rows" if task.unlabeled else "")
-    )
-    models = (_weights(teacher), _weights(student))
-    return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models)
-
-
-def check_task(config: RunConfig, task: Task) -> None:
-    """Raise `InputError` for options that do not fit the task, before anything is spent."""
-    known = built_in()
-    if config.optimizer and config.optimizer not in known:
-        raise InputError(f"unknown optimizer {config.optimizer!r}", valid=", ".join(known))
-    closed = StudentPlan(config.student, None, task).closed
-    check_writing(config, task, closed)
-    check_programs(config, task)
-    rules_of(config)
-    if not closed:
-        return
-    if config.optimizer and config.optimizer not in INSTRUCTING:
-        raise InputError(
-            f"the optimizer {config.optimizer} changes demonstrations alone, and a task of labels draws its own for "
-            "every block of rows",
-            valid=", ".join(sorted(INSTRUCTING)),
-            hint="leave --optimizer out: prompts with and without demonstrations are compared anyway",
-        )
-    shares = label_shares(config.label_distribution)
-    if isinstance(shares, Mapping) and (unknown := sorted(set(shares) - set(task.labels))):
-        raise InputError(
-            f"--label-distribution names {', '.join(unknown[:5])}, which no labelled row has",
-            valid=", ".join(task.labels[:20]),
-        )
-
-
-def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> LM:
-    import warnings
-
-    from limbeck.models import UnknownPriceWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UnknownPriceWarning)
-        lm = connect(name, api_base=api_base, ledger=folder.ledger, budget=folder.budget, role=role, in_bulk=True)
-    for warning in caught:
-        folder.warn(str(warning.message))
-    return lm
-
-
-def _weights(lm: LM) -> str:
-    """Return what names a model's weights or server, whichever program and number type runs them today."""
-    return str(getattr(lm.backend, "weights", lm.backend.fingerprint))
-
-
-def _for_transformers(student: str) -> str:
-    """Return the student's name as it is trained: a GGUF file's weights run in transformers."""
-    kind, _, path = student.partition(":")
-    return f"hf:{path}" if kind == "gguf" else student
-
-
-def _counter(student: LM) -> Callable[[str], int]:
-    """Return what counts a text's tokens; characters where the student's own tokenizer is not at hand."""
-    engine: Any = getattr(student.backend, "engine", None)
-    return len if engine is None else lambda text: engine.count_tokens((("user", text),))
-
-
-def _within_context(folder: RunFolder, task: Task, *models: tuple[LM, bool]) -> Task:
-    """Return the task without rows that a model's context does not hold beside its prompt.
-
-    Models come with whether they are shown demonstrations. What a server or llama.cpp holds they say themselves, row
-    by row.
-    """
-    for lm, shown in models:
-        engine: Any = getattr(lm.backend, "engine", None)
-        if engine is None:
-            continue
-        count = _counter(lm)
-        plan = StudentPlan(folder.config.student, CompactAdapter(), task)
-        reserve = count(prompt_text(plan)) + answer_tokens(plan, task.examples, count)
-        reserve += folder.config.spend.demo_tokens if shown else 0
-        seen = len(task.warnings)
-        task = check_context(task, count, engine.context_tokens, reserve=reserve)
-        for text in task.warnings[seen:]:
-            folder.warn(text)
-    return task
 
 
 class _Way:
@@ -325,12 +201,16 @@ class _Way:
     def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""
         context = self.context
+        if turn == FIRST:
+            self.judge: RunJudge | None = judge_stage(context)
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY], *rules_key(context.config))
+        if self.judge:
+            key += ["judge", self.judge.key, context.config.judge_precision]
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
         payload = context.run.stage(
             f"curate{turn.suffix}",
             key,
-            lambda: curate_stage(context, compiled, self.program, gold, adapters, turn=turn),
+            lambda: curate_stage(context, compiled, self.program, gold, adapters, turn=turn, judge=self.judge),
         )
         self._done(payload, "curate")
 

@@ -69,7 +69,8 @@ def permit(reached: Isolation, *, allow_weak: bool) -> None:
     if reached.strong or (allow_weak and reached.level is Level.LIMITS):
         return
     reasons = f" ({'; '.join(reached.why)})" if reached.why else ""
-    way_out = "" if reached.level is Level.NONE else "; or allow_weak=True, on a machine that holds nothing of value"
+    way_out = "; or --allow-code (allow_weak=True), on a machine that holds nothing of value"
+    way_out = "" if reached.level is Level.NONE else way_out
     raise InputError(
         f"the sandbox reaches {reached}{reasons}",
         valid=f"Linux with user namespaces, bubblewrap or Landlock{way_out}",

@@ -191,6 +191,7 @@ NEW = ("Old chairs, how do I mend them?", "Who wrote the first opera?", "Is glas
 RAINS = tuple(f"Rain on {day} filled the ditch" for day in ("Monday", "Friday", "Sunday", "Easter", "Christmas"))
 BUSES = tuple(text.replace("Rain", "Bus") for text in RAINS)
 CASES = [
+    Case("simple.write", SORTED, lines(*RAINS), lines(*BUSES)),
     Case("label_conditioned.write", SORTED, lines(*RAINS), lines(*BUSES)),
     Case("label_conditioned.write", SORTED, lines(*RAINS[:2], *BUSES[:3]), lines(*WEATHER[:1] * 5), (0.4, 0.0)),
     Case("self_instruct.write", OPEN, lines(*NEW), lines(*["Why do cats purr at night?"] * 4)),

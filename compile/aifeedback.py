@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import dspy
 
@@ -121,30 +121,9 @@ def violations(
     the first 24, can be.
     BudgetExceeded and KeyboardInterrupt pass through.
     """
-    judge = program or ViolationJudge()
     jobs = [(inputs, text, principle) for principle in principles for inputs, text in rows]
-    errors: list[str] = []
-    done: list[bool | None] = []
-
-    def ask(job: tuple[Mapping[str, Any], str, Principle]) -> bool | str:
-        inputs, text, principle = job
-        with dspy.context(lm=lm, adapter=adapter, trace=None):
-            try:
-                return float(cast(Any, judge)(as_request(inputs), text, principle).chance) > 0.5
-            except BudgetExceeded:
-                raise
-            except Exception as error:  # one unparsable verdict never ends a stage
-                return f"{type(error).__name__}: {error}"
-
-    def watch(found: bool | str) -> None:
-        errors.extend([found] if isinstance(found, str) else [])
-        done.append(None if isinstance(found, str) else found)
-        if len(errors) == len(done) and len(done) in (_PATIENCE, len(jobs)):
-            raise StageEmpty(f"none of {len(done)} verdicts could be read; the first: {errors[0]}")
-        if progress is not None:
-            progress(len(done), len(jobs))
-
-    found = [None if isinstance(f, str) else f for f in concurrently(ask, jobs, threads=threads, done=watch)]
+    chances = breaking_chances(jobs, lm, adapter=adapter, program=program, threads=threads, progress=progress)
+    found = [None if chance is None else chance > 0.5 for chance in chances]
     size = len(rows)
     by_principle = [
         Violations(principle.name, tuple(found[at * size : (at + 1) * size])) for at, principle in enumerate(principles)
@@ -152,6 +131,46 @@ def violations(
     # One broken principle is enough; that none is broken takes all verdicts.
     together = [_any([one.verdicts[row] for one in by_principle]) for row in range(size)]
     return (*by_principle, Violations(ANY, tuple(together)))
+
+
+def breaking_chances(
+    jobs: Sequence[tuple[Mapping[str, Any], str, Principle]],
+    lm: dspy.LM,
+    *,
+    adapter: Any,
+    program: dspy.Module | None = None,
+    threads: int = 16,
+    progress: Progress | None = None,
+) -> list[float | None]:
+    """Return for inputs, a text that answers them, and a principle each the probability that the text breaks it.
+
+    None where that cannot be read; StageEmpty is raised where none, or none of the first 24, can be. BudgetExceeded
+    and KeyboardInterrupt pass through.
+    """
+    judge: Any = program or ViolationJudge()
+    errors: list[str] = []
+    done: list[float | str] = []
+
+    def ask(job: tuple[Mapping[str, Any], str, Principle]) -> float | str:
+        inputs, text, principle = job
+        with dspy.context(lm=lm, adapter=adapter, trace=None):
+            try:
+                return float(judge(as_request(inputs), text, principle).chance)
+            except BudgetExceeded:
+                raise
+            except Exception as error:  # one unparsable verdict never ends a stage
+                return f"{type(error).__name__}: {error}"
+
+    def watch(found: float | str) -> None:
+        errors.extend([found] if isinstance(found, str) else [])
+        done.append(found)
+        if len(errors) == len(done) and len(done) in (_PATIENCE, len(jobs)):
+            raise StageEmpty(f"none of {len(done)} verdicts could be read; the first: {errors[0]}")
+        if progress is not None:
+            progress(len(done), len(jobs))
+
+    found = concurrently(ask, jobs, threads=threads, done=watch)
+    return [None if isinstance(chance, str) else chance for chance in found]
 
 
 def compare_violations(

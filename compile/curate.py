@@ -25,6 +25,7 @@ from limbeck.compile.overlap import Verbatim
 from limbeck.compile.pii import MASK, PiiFilter
 from limbeck.compile.semantic import SemanticDuplicates
 from limbeck.compile.thresholds import CurateConfig
+from limbeck.compile.toxicity import SCORE as TOXIC
 from limbeck.records import Record
 from limbeck.verifiers import Grounded, Verifier, grounded_keys, votes
 
@@ -118,6 +119,7 @@ def curate(
         *verbatim_rules(documents or {}, gold, config),
         *copy_rules(copies, gold, protected, config, known),
         *meaning_rules(meanings, output),
+        *toxic_rules(config),
         *trust_rules(gold, judgement, config),
     )
 
@@ -246,6 +248,12 @@ def copy_rules(
 def _least_similar(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     names = {*a, *b} if len(a) > 1 else ()
     return min((jaccard(shingles(str(a.get(n, ""))), shingles(str(b.get(n, "")))) for n in names), default=1.0)
+
+
+def toxic_rules(config: CurateConfig) -> tuple[Rule, ...]:
+    """Return the rule toxic, where it is on: about records that a model has judged."""
+    least = config.toxic
+    return () if least is None else (Rule(TOXIC, lambda r: r.scores.get(TOXIC, 0.0) >= least),)
 
 
 def trust_rules(gold: Sequence[Record], judgement: Judgement | None, config: CurateConfig) -> tuple[Rule, ...]:

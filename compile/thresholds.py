@@ -26,7 +26,8 @@ class CurateConfig:
     of its length from gold's in robust standard deviations, `semantic` the cosine from which it says the same as
     an earlier row, and `label_errors` whether confident learning may reject it. With `by_field` two rows are near
     duplicates only where every input field is: two questions about one passage are not. `overlap` limits what is
-    copied from the documents, where `curate` is given some.
+    copied from the documents, where `curate` is given some. `toxic` is the probability from which a record's score of
+    that name (`limbeck.compile.toxicity`) rejects it.
     """
 
     near_duplicate: float = 0.7
@@ -44,6 +45,7 @@ class CurateConfig:
     semantic: float | None = None
     label_errors: bool = False
     by_field: bool = False
+    toxic: float | None = None
 
     @classmethod
     def thorough(cls) -> CurateConfig:
@@ -60,12 +62,16 @@ class CurateConfig:
 
 @dataclass(frozen=True)
 class OptionalRule:
-    """A rule that is off unless asked for: the setting it stands for, and its threshold (None: it has none)."""
+    """A rule that is off unless asked for: the setting it stands for, and its threshold (None: it has none).
+
+    One that `asks` a model is turned on by its own name alone.
+    """
 
     setting: str
     default: float | None
     low: float = 0.0
     high: float = 1.0
+    asks: bool = False
 
 
 # By the name that its rejections have in the report.
@@ -75,6 +81,7 @@ OPTIONAL = {
     "semantic_duplicate": OptionalRule("semantic", 0.95),
     "label_error": OptionalRule("label_errors", None),
     "by_field": OptionalRule("by_field", None),
+    "toxic": OptionalRule("toxic", 0.5, asks=True),
 }
 ALL = "all"
 
@@ -82,7 +89,7 @@ ALL = "all"
 def parse_rules(given: Sequence[str], config: CurateConfig | None = None) -> CurateConfig:
     """Return the configuration with the rules on that `--rule NAME[=THRESHOLD]`, given several times, asks for.
 
-    "all" turns on every rule of `OPTIONAL`. Raises InputError for what is no rule or no threshold of it.
+    "all" turns on every rule of `OPTIONAL` that asks no model. Raises InputError for what is no rule or no threshold.
 
     >>> found = parse_rules(["semantic_duplicate=0.9", "label_error"])
     >>> found.semantic, found.label_errors, found.language
@@ -91,7 +98,11 @@ def parse_rules(given: Sequence[str], config: CurateConfig | None = None) -> Cur
     settings: dict[str, Any] = {}
     for text in given:
         name, _, threshold = text.partition("=")
-        names = list(OPTIONAL) if name.strip() == ALL and not threshold else [name.strip().replace("-", "_")]
+        names = (
+            [n for n, rule in OPTIONAL.items() if not rule.asks]
+            if name.strip() == ALL and not threshold
+            else [name.strip().replace("-", "_")]
+        )
         for one in names:
             rule = OPTIONAL.get(one)
             if rule is None:

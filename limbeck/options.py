@@ -87,7 +87,7 @@ Rule = Annotated[
     typer.Option(
         "--rule",
         help="Turn on a rule of curation, NAME or NAME=THRESHOLD: language, length_outlier, semantic_duplicate, "
-        "label_error, by_field, or all; repeat for several.",
+        "label_error, by_field, or all; toxic asks a model. Repeat for several.",
         metavar="NAME",
     ),
 ]

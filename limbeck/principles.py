@@ -20,7 +20,7 @@ from limbeck.errors import InputError
 
 _TABLE = "principle"
 _TEXTS = ("name", "critique", "revision")
-_KEYS = (*_TEXTS, "weight")
+_KEYS = (*_TEXTS, "weight", "toxicity")
 _HEADER = re.compile(rf"^\s*\[\[\s*[\"']?{_TABLE}[\"']?\s*\]\]")
 _PLACE = re.compile(r"\(at line (\d+)")
 _EXAMPLE = '[[principle]] with name = "...", critique = "...", revision = "..." and, if wanted, weight = 1'
@@ -28,12 +28,16 @@ _EXAMPLE = '[[principle]] with name = "...", critique = "...", revision = "..." 
 
 @dataclass(frozen=True)
 class Principle:
-    """One principle: what to look for in an answer, what to do about it, and how often it is drawn."""
+    """One principle: what to look for in an answer, what to do about it, and how often it is drawn.
+
+    With `toxicity` the rule "toxic" of curation looks for it in written rows.
+    """
 
     name: str
     critique: str
     revision: str
     weight: float = 1.0
+    toxicity: bool = False
 
 
 def read_principles(path: str | Path = "") -> tuple[Principle, ...]:
@@ -116,7 +120,11 @@ def _principle(entry: Mapping[str, Any], place: _Place) -> Principle:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not 0 < weight < math.inf:
         raise InputError(f"{place.of('weight')}: weight is {weight!r}", valid="a number above 0")
-    return Principle(*(" ".join(str(entry[key]).split()) for key in _TEXTS), weight=float(weight))
+    toxicity = entry.get("toxicity", False)
+    if not isinstance(toxicity, bool):
+        raise InputError(f"{place.of('toxicity')}: toxicity is {toxicity!r}", valid="true or false")
+    texts = (" ".join(str(entry[key]).split()) for key in _TEXTS)
+    return Principle(*texts, weight=float(weight), toxicity=toxicity)
 
 
 def _line(lines: Sequence[str], key: str) -> int:

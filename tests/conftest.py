@@ -9,6 +9,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,3 +116,12 @@ def embedded() -> LoadedModel:
     except ModelError as error:
         pytest.skip(f"{error.message}: {error.hint}")
     return load_model("embedded", device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def teacher() -> str:
+    """The name of the 1.5B teacher; skips where the machine has none."""
+    path = Path.home() / ".cache/limbeck/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+    if not path.is_file():
+        pytest.skip(f"no teacher at {path}")
+    return f"gguf:{path}"

@@ -203,11 +203,8 @@ def test_a_gguf_file_is_dequantized_once_and_in_silence(
 
 
 @pytest.mark.teacher
-def test_the_teacher_answers():
-    path = Path.home() / ".cache/limbeck/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
-    if not path.is_file():
-        pytest.skip(f"no teacher at {path}")
-    engine = TorchEngine(load_model(f"gguf:{path}"))
+def test_the_teacher_answers(teacher: str):
+    engine = TorchEngine(load_model(teacher))
     asked = GenerateRequest((("user", "What is the capital of France?"),), max_tokens=12)
     (found,) = engine.generate_many([asked])
     assert "Paris" in found.text

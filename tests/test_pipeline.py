@@ -210,6 +210,16 @@ def test_personal_data_is_counted_and_dropped_where_asked(config: RunConfig, emb
     assert any("<EMAIL_1>" in str(r.inputs["message"]) for r in found)
     assert _calls(config.folder) == calls, "curation asks the teacher nothing"
 
+    for _ in range(2):  # a model is asked about the labelled rows, once; no row here is written
+        run(replace(config, rule=("toxic",)), reporter=Recording(), until="curate")
+        labelled = len(Path(config.labels).read_text(encoding="utf-8").splitlines())
+        assert _calls(config.folder) == calls + labelled
+    with sqlite3.connect(config.folder / "ledger.sqlite") as ledger:
+        query = "select payload from stages where name = 'curate' order by created desc limit 1"
+        log = json.loads(ledger.execute(query).fetchone()[0])["log"]["toxic"]
+    assert log["labelled"] + log["unreadable"] == labelled
+    assert (log.get("threshold", 0.0) >= 0.5) or log["refused"]
+
 
 @pytest.mark.slow
 def test_a_second_round_writes_what_the_student_got_wrong(
@@ -359,6 +369,8 @@ def test_dry_run_counts_what_a_method_says_of_its_cost(config: RunConfig) -> Non
     chained = calls("label_conditioned>evol_instruct")
     assert calls("evol_instruct") < chained < calls("evol_instruct") + plain + 1
     assert plain < calls("label_conditioned", "evol_instruct") < calls("evol_instruct")
+    lines = forecast(replace(config, rule=("toxic",))).lines
+    assert next(line.calls for line in lines if line.stage == "toxic rows") >= 12
     assert calls("star") <= 12 * 3 + plain, "one row of each labelled one, however many are wanted"
 
 

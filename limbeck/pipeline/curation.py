@@ -24,6 +24,8 @@ from limbeck.compile.label import (
     probability_matrix,
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
+from limbeck.compile.thresholds import CurateConfig
+from limbeck.compile.toxicity import ToxicityJudge
 from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
@@ -33,6 +35,7 @@ from limbeck.pipeline.judging import RunJudge
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, label_matrix, predict
+from limbeck.principles import read_principles
 from limbeck.records import Record, read_records, write_records
 from limbeck.review import apply_reviews, read_reviews, review_status
 
@@ -193,6 +196,8 @@ def curate_stage(
     # The labelers together may name another label than the one that the verifiers saw.
     verifiers = context.task.verifiers if judgement else ()
     rules = rules_of(context.config)
+    records, toxic = _with_toxicity(context, records, gold, rules)
+    rules = replace(rules, toxic=toxic.get("threshold"))
     asked = judge.verifier(context, as_curated(records, gold, rules)) if judge else None
     by_rules = partial(
         curate,
@@ -222,9 +227,31 @@ def curate_stage(
             "rejected": dict(done.counts),
             **log,
             **({"labelers": judgement.model.report()["weights"]} if judgement else {}),
+            **({"toxic": toxic} if toxic else {}),
             **({"judge": judge.log(done.counts)} if judge else {}),
         },
     }
+
+
+def _with_toxicity(
+    context: Context, records: Sequence[Record], gold: Sequence[Record], rules: CurateConfig
+) -> tuple[Sequence[Record], dict[str, Any]]:
+    """Return the records with what the constitution's judge says of written ones, where `--rule toxic` is on."""
+    if rules.toxic is None:
+        return records, {}
+    judge = ToxicityJudge(
+        read_principles(context.config.constitution),
+        context.judge or context.answerer,
+        context.plan.adapter,
+        rules.toxic,
+        context.output if context.closed else "",
+        context.callers,
+        progress_of(context, "looking for toxic rows"),
+    )
+    scored, log = judge.scored(records, gold)
+    if "refused" in log:
+        context.run.warn(f"toxic: the rule is left out: {log['refused']}; a larger model may tell them (--judge)")
+    return scored, log
 
 
 def _test_inputs(context: Context) -> list[dict[str, Any]]:

@@ -12,11 +12,13 @@ from limbeck.compile.labelerrors import record_label_errors
 from limbeck.compile.origins import is_written
 from limbeck.compile.pii import PiiConfig, PiiFilter
 from limbeck.compile.thresholds import CurateConfig, parse_rules
+from limbeck.compile.toxicity import joined
 from limbeck.documents import read_documents
 from limbeck.errors import InputError
 from limbeck.pipeline.config import RunConfig
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.students import Matrix
+from limbeck.principles import read_principles
 from limbeck.records import Record
 
 # Below this many texts on either side a comparison says nothing.
@@ -28,7 +30,10 @@ def rules_of(config: RunConfig) -> CurateConfig:
     """Return the rules of a run: the defaults, those that `--rule` turned on, and what happens to personal data."""
     if config.pii not in ("mask", "drop", "keep"):
         raise InputError(f"--pii {config.pii!r} is nothing to do with personal data", valid="mask, drop or keep")
-    return parse_rules(config.rule, CurateConfig(pii=PiiConfig(action=config.pii)))
+    rules = parse_rules(config.rule, CurateConfig(pii=PiiConfig(action=config.pii)))
+    if rules.toxic is not None:
+        joined(read_principles(config.constitution))  # a constitution without such principles is found now
+    return rules
 
 
 def rules_key(config: RunConfig) -> list[Any]:

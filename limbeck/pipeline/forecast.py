@@ -23,6 +23,7 @@ from limbeck.compile.split import make_split
 from limbeck.compile.synthesizers import cost_of, default_method, load_method, parse_methods
 from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
+from limbeck.pipeline.dataquality import rules_of
 from limbeck.pipeline.students import StudentPlan, prompt_text
 from limbeck.task import Task
 
@@ -141,6 +142,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     bare = _Calls(gold, size.row, size.prompt, size.answer)
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     judged = pool + written + again
+    rules, looks = rules_of(config), config.judge_model if config.judge else config.teacher
 
     def writing(made: _Writing, real: int = 0) -> list[_Calls]:
         texts = _Calls(made.calls, 0, _WRITING, made.texts * size.row, made.calls)
@@ -152,6 +154,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         line("synthesize", writing(first, pool)),
         *([line("answers to judge", [replace(bare, count=gold * spend.samples)])] if config.judge else []),
         *([line("judge", [_judging(config, size, gold + judged)], model=config.judge_model)] if config.judge else []),
+        *([line("toxic rows", [_looking(size, gold + written + again)], model=looks)] if rules.toxic else []),
         line("finetune", [], distilled),
         *([line(f"rounds 2 to {config.rounds}, at most", writing(later), redone)] if config.rounds > 1 else []),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
@@ -244,6 +247,11 @@ def _judging(config: RunConfig, size: _Sizes, rows: int) -> _Calls:
     """Return the judge's calls for so many rows; where it gives no probabilities its answers are counted as votes."""
     votes = 1 if _is_scored(config.judge_model) else config.spend.samples
     return _Calls(rows * votes, size.row + size.answer, _JUDGING, 1)
+
+
+def _looking(size: _Sizes, rows: int) -> _Calls:
+    """Return the calls that look for toxic rows among so many."""
+    return _Calls(rows, size.row + size.answer, _JUDGING, 1)
 
 
 def _usd(lines: tuple[Line, ...]) -> float | None:

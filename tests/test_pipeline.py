@@ -210,9 +210,9 @@ def test_personal_data_is_counted_and_dropped_where_asked(config: RunConfig, emb
     assert any("<EMAIL_1>" in str(r.inputs["message"]) for r in found)
     assert _calls(config.folder) == calls, "curation asks the teacher nothing"
 
+    labelled = len(Path(config.labels).read_text(encoding="utf-8").splitlines())
     for _ in range(2):  # a model is asked about the labelled rows, once; no row here is written
         run(replace(config, rule=("toxic",)), reporter=Recording(), until="curate")
-        labelled = len(Path(config.labels).read_text(encoding="utf-8").splitlines())
         assert _calls(config.folder) == calls + labelled
     with sqlite3.connect(config.folder / "ledger.sqlite") as ledger:
         query = "select payload from stages where name = 'curate' order by created desc limit 1"

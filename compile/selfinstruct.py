@@ -233,7 +233,7 @@ class _Run:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage
                 return f"{type(error).__name__}: {error}"[:_SHOWN]
-        return tuple(made.rows) or "no line that is a text"
+        return tuple(made.rows) or (f"it refuses: {made.refused}" if made.refused else "no line that is a text")
 
     def _keep(self, job: _Job, rows: tuple[Mapping[str, Any], ...] | str) -> None:
         self.calls += 1

@@ -65,7 +65,7 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """The records written, with what it took: calls, calls that gave nothing, and written inputs by label.
+    """The records written, with what it took: calls, calls that gave nothing, and by label calls that were refused.
 
     Copies are still among the records; `new` counts each input once, `wanted` is what was asked for.
     """
@@ -76,6 +76,16 @@ class Synthesis:
     wanted: Mapping[str, int]
     new: Mapping[str, int]
     attributes: Attributes
+    refused: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say of labels that the model declined to write for."""
+        return tuple(
+            f"label {label!r}: the teacher refused {n} calls and wrote {self.new.get(label, 0)} of "
+            f"{self.wanted[label]} rows; label descriptions or another teacher may help"
+            for label, n in self.refused.items()
+        )
 
 
 def synthesize(
@@ -111,7 +121,7 @@ def synthesize(
         wave += 1
     if not run.records:
         raise run.empty()
-    return Synthesis(tuple(run.records), run.calls, run.failed, wanted, dict(run.new), attributes)
+    return Synthesis(tuple(run.records), run.calls, run.failed, wanted, dict(run.new), attributes, dict(run.refused))
 
 
 def label_counts(source: Source, config: SynthesisConfig) -> dict[str, int]:
@@ -160,6 +170,7 @@ class _Job:
 class _Written:
     rows: tuple[Mapping[str, Any], ...]
     error: str = ""
+    refused: bool = False
 
 
 @dataclass
@@ -177,6 +188,7 @@ class _Run:
     new: Counter[str] = field(default_factory=Counter[str])
     calls: int = 0
     failed: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
     first_error: str = ""
 
     def __post_init__(self) -> None:
@@ -205,7 +217,7 @@ class _Run:
         arrived: Counter[str] = Counter()
 
         def watch(written: _Written) -> None:
-            arrived["calls"] += 1
+            arrived["calls"] += not written.refused  # one label that is refused says nothing of the others
             arrived["rows"] += len(written.rows)
             self.first_error = self.first_error or written.error
             if not arrived["rows"] and not self.records and arrived["calls"] >= self.config.patience:
@@ -218,6 +230,7 @@ class _Run:
         for job, written in zip(jobs, results, strict=True):
             self.calls += 1
             self.failed += not written.rows
+            self.refused.update([job.condition.label] if written.refused else [])
             for row in written.rows:
                 self._keep(row, job)
 
@@ -243,6 +256,8 @@ class _Run:
                 raise
             except Exception as error:  # one unparsable answer never ends a stage
                 return _Written((), f"{type(error).__name__}: {error}"[:_SHOWN])
+        if made.refused:
+            return _Written((), f"it refuses: {made.refused}"[:_SHOWN], refused=True)
         return _Written(tuple(made.rows), "" if made.rows else "no line that is a text")
 
     def _keep(self, row: Mapping[str, Any], job: _Job) -> None:

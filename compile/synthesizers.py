@@ -201,7 +201,9 @@ class LabelConditioned:
             writer=cast(InputWriter, materials.programs(self)["write"]),
             progress=materials.show("writing rows"),
         )
-        return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
+        counts = {"failed_calls": made.failed, "refused_calls": sum(made.refused.values())}
+        log = {"warnings": list(made.warnings)} if made.warnings else {}
+        return Synthesized(made.records, {name: n for name, n in counts.items() if n}, log)
 
 
 class Simple(LabelConditioned):

@@ -217,23 +217,21 @@ def _objection(
     detectable: float | None,
 ) -> tuple[str, str] | None:
     """The system to use and the reason not to ship the candidate, None where nothing speaks against it."""
+    worse = {b: p for b, p in against.items() if p.difference < 0 and p.p < SIGNIFICANT}
+    rivals = sorted((b for b in worse if not b.startswith("teacher")), key=lambda b: -results[b].score)
+    teachers = [b for b in worse if b.startswith("teacher") and worse[b].ci95[1] < -tolerance]
+    best = rivals[0] if rivals else max(teachers, key=lambda b: results[b].score, default="")
+    better = f"use {named(best)}, against which it scores {_points(worse[best])}" if best else ""
     base = against.get("student_base")
-    if base is not None and not (base.difference > 0 and base.p < SIGNIFICANT):
+    if base is not None and best != "student_base" and not (base.difference > 0 and base.p < SIGNIFICANT):
         small = "" if detectable is None else f" (these rows show differences from {100 * detectable:.0f} points)"
         rows = len(results[candidate].scores)
         how = "does not beat beyond chance" if base.difference > 0 else "does not beat"
-        return "student_base", (
-            f"use the untouched student with its prompt, which it {how}: {_points(base)} on {rows} "
-            f"test rows, p = {base.p:.2g}{small}."
-        )
-    worse = {b: p for b, p in against.items() if p.difference < 0 and p.p < SIGNIFICANT}
-    rivals = sorted((b for b in worse if not b.startswith("teacher")), key=lambda b: -results[b].score)
-    if rivals:
-        return rivals[0], f"use {named(rivals[0])}, against which it scores {_points(worse[rivals[0]])}."
-    teachers = [b for b in worse if b.startswith("teacher") and worse[b].ci95[1] < -tolerance]
-    best = max(teachers, key=lambda b: results[b].score, default=None)
-    if best is not None:
-        return best, (
-            f"use {named(best)}, against which it scores {_points(worse[best])}, unless its lower cost is worth that."
-        )
+        told = f"{_points(base)} on {rows} test rows, p = {base.p:.2g}{small}."
+        if best:
+            return best, f"{better}; the untouched student with its prompt it {how}: {told}"
+        return "student_base", f"use the untouched student with its prompt, which it {how}: {told}"
+    if best:
+        unless = "" if rivals else ", unless its lower cost is worth that"
+        return best, f"{better}{unless}."
     return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import dspy
 
+from limbeck.programs.refusals import declines
 from limbeck.signatures.generate import TEXTS, TOPICS, propose_topics, write_row, write_texts
 
 ANY_STYLE = "any"
@@ -109,22 +110,30 @@ class InputWriter(dspy.Module):
         demos: Sequence[dspy.Example] = (),
         config: Mapping[str, Any] | None = None,
     ) -> dspy.Prediction:
-        """Return a prediction whose `rows` are at most `count` new inputs, as mappings of the fields."""
+        """Return a prediction whose `rows` are at most `count` new inputs, as mappings of the fields.
+
+        Where the model declines to write, there are none and `refused` is what it said, else "".
+        """
         given, settings = self._given(condition), dict(config or {})
         shown = [*self.write.demos, *demos]
         if not self.several:
             made = self.write(**given, demos=shown, config=settings)
-            return dspy.Prediction(rows=[{name: made[name] for name in self.fields}])
+            return _prediction(str(made[next(iter(self.fields))]), [{name: made[name] for name in self.fields}])
         settings["stop"] = [f"\n{count + 1}."]
         made = self.write(**given, count=str(count), demos=shown, config=settings)
         name = next(iter(self.fields))
-        return dspy.Prediction(rows=[{name: t} for t in parse_lines(made[TEXTS], limit=count, field=name)])
+        return _prediction(made[TEXTS], [{name: t} for t in parse_lines(made[TEXTS], limit=count, field=name)])
 
     def _given(self, condition: Condition) -> dict[str, str]:
         label = [condition.label] if self.labelled else []
         meaning = [condition.meaning] if self.labelled and self.described else []
         signature: Any = self.write.signature
         return dict(zip(signature.input_fields, [*label, *meaning, condition.style], strict=False))
+
+
+def _prediction(said: str, rows: Sequence[Mapping[str, Any]]) -> dspy.Prediction:
+    refused = " ".join(said.split()) if declines(said) else ""
+    return dspy.Prediction(rows=[] if refused else list(rows), refused=refused)
 
 
 class TopicProposer(dspy.Module):

@@ -294,6 +294,13 @@ def test_a_student_that_does_not_beat_its_base_does_not_ship():
     assert "these rows show differences from" in verdict["reason"]
 
 
+def test_where_neither_student_works_the_verdict_names_what_does():
+    verdict = report(system("teacher_compiled", 160), system("student_base", 2), system("student", 6))["verdict"]
+    assert (verdict["ship"], verdict["use"]) == (False, "teacher_compiled")
+    assert "-77.0 points" in verdict["reason"]
+    assert "does not beat beyond chance: +2.0 points" in verdict["reason"]
+
+
 def test_a_simpler_system_that_is_clearly_better_is_named():
     verdict = report(system("student_base", 80), system("linear_probe", 190), system("student", 150))["verdict"]
     assert (verdict["ship"], verdict["use"]) == (False, "linear_probe")

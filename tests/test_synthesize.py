@@ -179,6 +179,28 @@ def test_nothing_usable_ends_the_stage_with_the_reason() -> None:
     assert len(backend.requests) < 20
 
 
+def test_a_label_that_is_refused_costs_the_others_nothing() -> None:
+    def choosy(request: GenerateRequest) -> str:
+        wanted = request.messages[-1][1]
+        return "I'm sorry, but I can't write such texts." if "label: HUM" in wanted else new_lines(request)
+
+    lm, backend = scripted(choosy)
+    done = run(lm, total=40, per_call=1, patience=6, threads=2)
+    assert {r.outputs["label"] for r in done.records} == {"LOC"}
+    assert not any("sorry" in str(r.inputs) for r in done.records)
+    assert done.refused["HUM"] == done.failed >= 20
+    assert done.new["LOC"] == 20
+    (warning,) = done.warnings
+    assert "label 'HUM': the teacher refused" in warning
+    assert "wrote 0 of 20 rows" in warning
+    assert len(backend.requests) < 100
+
+
+def test_a_teacher_that_refuses_everything_ends_the_stage_with_its_words() -> None:
+    with pytest.raises(StageEmpty, match="it refuses: As an AI"):
+        run(scripted(lambda request: "As an AI language model, I cannot do that.")[0], total=20, per_call=2)
+
+
 def test_a_spent_budget_passes_through() -> None:
     def spent(request: GenerateRequest) -> str:
         raise BudgetExceeded("spent")

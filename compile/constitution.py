@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import dspy
 
-from limbeck.compile.aifeedback import METHOD, AnswerPair, compare_violations, violations
+from limbeck.compile.aifeedback import METHOD, AnswerPair, PreferenceConfig, compare_violations, prefer, violations
 from limbeck.compile.children import child_of, first_answers, pick_rows
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import LabelConfig, Labeler, prompt_hash
@@ -25,6 +25,7 @@ from limbeck.compile.prompts import blind
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import Cost, Materials, Synthesized, block_of_child
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
+from limbeck.preferences import Preference
 from limbeck.principles import Principle, read_principles
 from limbeck.programs.constitution import Reviser, ViolationJudge
 from limbeck.programs.judge import as_request
@@ -41,7 +42,8 @@ class ConstitutionConfig:
 
     Each row draws `rounds` principles by their weights, none twice. A revision may take three times the tokens of what
     it revises, `most_tokens` at the most. With `measure` every answer is judged by every principle before and after,
-    which takes two calls more a row and principle. StageEmpty when the first `patience` rows cannot be read.
+    which takes two calls more a row and principle. With `prefer` the last revision of each row and its first answer are
+    compared by one principle, in both orders. StageEmpty when the first `patience` rows cannot be read.
     """
 
     rounds: int = 4
@@ -49,6 +51,7 @@ class ConstitutionConfig:
     critique_tokens: int = 120
     most_tokens: int = 512
     measure: bool = False
+    prefer: bool = True
     patience: int = 24
     threads: int = 16
     seed: int = 0
@@ -86,7 +89,7 @@ class Constitutional:
 
     name = METHOD
     begins = False
-    cost = Cost(calls=9.0, answers=0.0, each=True)
+    cost = Cost(calls=11.0, answers=0.0, each=True)
 
     def __init__(self, config: ConstitutionConfig | None = None) -> None:
         self.config = config or ConstitutionConfig()
@@ -117,7 +120,30 @@ class Constitutional:
         log: dict[str, Any] = {"changed": done.changed, "unchanged": kept - done.changed, "rounds": dict(done.outcomes)}
         if self.config.measure:
             log["violations"] = self._measured(done, principles, programs["judge"], materials)
-        return Synthesized(done.records, {}, {METHOD: log})
+        preferences = self._preferred(done, principles, materials, log) if self.config.prefer else ()
+        refused = log.get("preferences", {}).get("refused")
+        told = {"warnings": [f"{METHOD}: no preferences: {refused}"]} if refused else {}
+        return Synthesized(done.records, {}, {METHOD: log, **told}, preferences)
+
+    def _preferred(
+        self, done: Revised, principles: Sequence[Principle], materials: Materials, log: dict[str, Any]
+    ) -> tuple[Preference, ...]:
+        """Return which of a row's two answers is better by a principle each; what was left out goes into the log."""
+        pairs = done.pairs()
+        if not pairs:
+            return ()
+        config = PreferenceConfig(threads=materials.threads, seed=materials.seed)
+        show = materials.show("comparing answers")
+        try:
+            found = prefer(pairs, principles, materials.lm, adapter=materials.adapter, config=config, progress=show)
+        except StageEmpty as error:  # the revisions are there nevertheless
+            log["preferences"] = {"pairs": 0, "refused": error.message}
+            return ()
+        revised = {stable_hash(dict(pair.first)) for pair in pairs}
+        better = sum(stable_hash(dict(one.chosen)) in revised for one in found.preferences)
+        told = {"pairs": len(found.preferences), "revision_better": better, **found.counts}
+        log["preferences"] = {**told, "bias": found.bias.report() if found.bias else None}
+        return found.preferences
 
     def _measured(
         self, done: Revised, principles: Sequence[Principle], judge: dspy.Module, materials: Materials

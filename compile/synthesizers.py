@@ -24,6 +24,7 @@ from limbeck.compile.selfinstruct import SelfInstructConfig, self_instruct
 from limbeck.compile.source import Source, writer_of
 from limbeck.compile.synthesize import Distribution, SynthesisConfig, synthesize
 from limbeck.errors import InputError, StageEmpty
+from limbeck.preferences import Preference
 from limbeck.programs.generate import InputWriter
 from limbeck.records import Record, stable_hash
 
@@ -109,12 +110,14 @@ class Cost:
 class Synthesized:
     """The records written, rejected ones among them; `counts` says by rule what never became a record.
 
-    `log` holds plain JSON values for the report: what the method measured while it worked.
+    `log` holds plain JSON values for the report: what the method measured while it worked. `preferences` are pairs of
+    answers of which one is preferred.
     """
 
     records: tuple[Record, ...]
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     log: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    preferences: tuple[Preference, ...] = ()
 
 
 class Synthesizer(Protocol):
@@ -352,6 +355,7 @@ def write_rows(portions: Sequence[Portion], materials: Materials, wanted: int) -
     rejected ones of all. A portion that gives nothing is left out and counted, unless all do: StageEmpty.
     """
     records: list[Record] = []
+    preferences: list[Preference] = []
     counts: Counter[str] = Counter()
     log: dict[str, Any] = {}
     errors: list[StageEmpty] = []
@@ -365,16 +369,18 @@ def write_rows(portions: Sequence[Portion], materials: Materials, wanted: int) -
             counts[f"{portion.name}: nothing"] += 1
             continue
         records += made.records
+        preferences += made.preferences
         counts.update(made.counts)
         log[portion.name] = {"wanted": part, "written": sum(r.kept for r in made.records), **made.log}
     if errors and not records:
         raise errors[0]
-    return Synthesized(tuple(records), dict(counts), log)
+    return Synthesized(tuple(records), dict(counts), log, tuple(preferences))
 
 
 def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized:
     given: Sequence[Record] = materials.source.gold
     rejected: list[Record] = []
+    preferences: list[Preference] = []
     counts: Counter[str] = Counter()
     log: dict[str, Any] = {}
     made = Synthesized(())
@@ -382,7 +388,8 @@ def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized
         made = load_method(name)(given, materials, wanted)
         counts.update(made.counts)
         log |= made.log
+        preferences += made.preferences
         if at + 1 < len(portion.chain):
             rejected += [r for r in made.records if not r.kept]
         given = [r for r in made.records if r.kept]
-    return Synthesized((*rejected, *made.records), dict(counts), log)
+    return Synthesized((*rejected, *made.records), dict(counts), log, tuple(preferences))

@@ -15,7 +15,7 @@ from scripted import scripted
 from limbeck.compile.constitution import METHOD, Constitutional, ConstitutionConfig, Revised, drawn, revise
 from limbeck.compile.label import Labeler
 from limbeck.compile.source import Source
-from limbeck.compile.synthesizers import Materials, load_method
+from limbeck.compile.synthesizers import Materials, Synthesized
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
 from limbeck.models import CompactAdapter
@@ -206,11 +206,16 @@ def materials(lm: Any, **options: Any) -> Materials:
     return Materials(source(), lm, CompactAdapter(), labeler(lm), options=options)
 
 
-def test_the_method_reads_the_users_constitution(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
+def brief(folder: Path) -> Path:
+    path = folder / "own.toml"
     path.write_text('[[principle]]\nname = "brief"\ncritique = "Is it long?"\nrevision = "Cut."\n', encoding="utf-8")
+    return path
+
+
+def test_the_method_reads_the_users_constitution(tmp_path: Path) -> None:
+    path = brief(tmp_path)
     lm, backend = scripted(improves)
-    method = load_method("constitutional")
+    method = Constitutional(ConstitutionConfig(prefer=False))
     made = method(MADE, materials(lm, constitution=str(path)), 2)
     assert [r.provenance.attributes for r in made.records] == ["brief", "brief"]
     assert made.log == {METHOD: {"changed": 2, "unchanged": 0, "rounds": {"revised": 2}}}
@@ -218,6 +223,41 @@ def test_the_method_reads_the_users_constitution(tmp_path: Path) -> None:
     path.write_text("[[principle]]\nname = 3\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"own\.toml, line 2: name is 3"):
         method.check(source(), {"constitution": str(path)})
+
+
+def compares(better: str) -> Any:
+    """Revises as `improves` does; of two answers the one with a mark is `better` ("A" in its place, or unreadable)."""
+
+    def answer(request: GenerateRequest) -> str:
+        if "answer_a: " not in request.messages[-1][1]:
+            return improves(request)
+        return better or ("A" if "[" in field(request, "answer_a") else "B")
+
+    return answer
+
+
+def compared(folder: Path, better: str) -> Synthesized:
+    given = materials(scripted(compares(better))[0], constitution=str(brief(folder)))
+    return Constitutional()(MADE, given, 9)
+
+
+def test_the_method_prefers_revisions_or_first_answers(tmp_path: Path) -> None:
+    made = compared(tmp_path, "")
+    assert [one.rejected for one in made.preferences] == [row.outputs for row in MADE]
+    assert [one.chosen for one in made.preferences] == [row.outputs for row in made.records]
+    assert {one.provenance.parents for one in made.preferences} == {(row.id,) for row in made.records}
+    log = made.log[METHOD]["preferences"]
+    assert (log["pairs"], log["revision_better"], log["identical"], log["tie"]) == (3, 3, 0, 0)
+    always_first = compared(tmp_path, "A")
+    assert always_first.preferences == ()  # a judge that always likes the first place has no preference
+    assert always_first.log[METHOD]["preferences"]["tie"] == 3
+
+
+def test_comparisons_that_cannot_be_read_lose_no_revision(tmp_path: Path) -> None:
+    made = compared(tmp_path, "perhaps")
+    assert len([r for r in made.records if r.kept]) == 3
+    assert made.preferences == ()
+    assert "could be read" in made.log["warnings"][0]
 
 
 def test_the_method_measures_violations_where_it_is_asked_to() -> None:

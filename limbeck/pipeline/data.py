@@ -39,7 +39,8 @@ from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.runfolder import content_hash
-from limbeck.records import Record, read_records, stable_hash, write_records
+from limbeck.preferences import write_preferences
+from limbeck.records import Provenance, Record, read_records, stable_hash, write_records
 from limbeck.task import Task
 from limbeck.terms import resolve
 
@@ -50,6 +51,8 @@ _SEEDS_A_ROUND = 1000
 # A gold answer of the teacher counts as right from this score of the metric on.
 _RIGHT = 0.99
 CANDIDATES = "data/candidates.parquet"
+# Pairs of answers of which one is preferred, where a method makes such.
+PREFERENCES = "data/preferences.parquet"
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,16 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
                 context.run.warn(f"nothing could be generated: {error.message}")
             else:
                 context.run.warn(f"only the pool is used: {error.message}")
-    records = [*earlier, *(_licensed(r, context) for r in records)]
+    records = [*earlier, *(replace(r, provenance=_licensed(r.provenance, context)) for r in records)]
     write_records(records, context.run.path / turn.file(CANDIDATES))
+    files = [turn.file(CANDIDATES)]
+    if written.preferences:
+        files.append(turn.file(PREFERENCES))
+        pairs = [replace(one, provenance=_licensed(one.provenance, context)) for one in written.preferences]
+        write_preferences(pairs, context.run.path / files[-1])
     usable = sum(r.kept for r in records)
     return {
-        "files": [turn.file(CANDIDATES)],
+        "files": files,
         "candidates": len(records),
         "log": {
             "records_in": len(context.split.gold) + len(pool) + len(earlier),
@@ -182,10 +190,9 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
     }
 
 
-def _licensed(record: Record, context: Context) -> Record:
-    """Return the record with what the teacher's terms say about training on it."""
-    licence = resolve(context.config.teacher, context.config.api_base).licence
-    return replace(record, provenance=replace(record.provenance, licence=licence))
+def _licensed(origin: Provenance, context: Context) -> Provenance:
+    """Return the provenance with what the teacher's terms say about training on what it wrote."""
+    return replace(origin, licence=resolve(context.config.teacher, context.config.api_base).licence)
 
 
 def portions_of(config: RunConfig, closed: bool) -> tuple[Portion, ...]:

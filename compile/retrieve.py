@@ -8,6 +8,7 @@ and so no common scale of scores.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from limbeck.compile.outliers import LanguageOutliers
 from limbeck.compile.source import Source
 from limbeck.documents import MAX_WORDS, Documents, Passage, read_documents
 from limbeck.errors import InputError
+from limbeck.models.grounded import Find
 
 # The constant of the paper, under which the first ranks of one list do not outweigh all ranks of another.
 _FUSION = 60
@@ -130,6 +132,30 @@ def grounding(retriever: Retriever, k: int = 3) -> Callable[[str], str]:
     ('[1] Boil the water.', '')
     """
     return lambda query: "\n\n".join(f"[{i}] {p.text}" for i, p in enumerate(retriever(query, k), 1))
+
+
+def finder(retriever: Retriever, k: int = 3) -> Find:
+    """Return what a `GroundedAdapter` finds passages with: always the `k` best."""
+    find = grounding(retriever, k)
+    return lambda query, seed: find(query)
+
+
+def drawer(retriever: Retriever, passages: Sequence[Passage], among: int = 12) -> Find:
+    """Return what gives a writer one passage, drawn by the seed among the best so that calls differ; "" without one.
+
+    Where nothing has to do with the query, which may be a label that says nothing, it is drawn among all.
+
+    >>> pages = [Passage("Boil the water.", "tea.md", 0), Passage("Feed the cat.", "cat.md", 0)]
+    >>> find = drawer(BM25(pages), pages)
+    >>> find("water", 1), len({find("xylophone", seed) for seed in range(20)})
+    ('[1] Boil the water.', 2)
+    """
+
+    def find(query: str, seed: int | None) -> str:
+        found = retriever(query, among) or passages
+        return "" if seed is None else f"[1] {random.Random(f'{seed}:{query}').choice(found).text}"
+
+    return find
 
 
 def documents_of(source: Source, options: Mapping[str, Any], *, max_words: int = MAX_WORDS) -> Documents:

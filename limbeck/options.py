@@ -79,6 +79,12 @@ Rounds = Annotated[
 Documents = Annotated[
     str, typer.Option("--documents", help="Folder of .txt and .md files to write from.", metavar="DIR")
 ]
+Ground = Annotated[
+    bool,
+    typer.Option(
+        "--ground", help="Show the teacher passages of --documents when it writes rows, and when it answers open ones."
+    ),
+]
 Related = Annotated[str, typer.Option("--related", help="Rows of a nearby data set, for adaptation.", metavar="FILE")]
 Constitution = Annotated[str, typer.Option("--constitution", help="TOML file of principles.", metavar="FILE")]
 Encoder = Annotated[bool, typer.Option(help="Let a small sentence encoder vote on labels, where installed.")]

@@ -13,8 +13,7 @@ from typing import Any, cast
 import dspy
 
 from limbeck.errors import InputError
-
-PASSAGES = "passages"
+from limbeck.models.grounded import PASSAGES, with_passages
 
 
 class WithPassages(dspy.Module):
@@ -36,8 +35,7 @@ class WithPassages(dspy.Module):
                 f"the signature {plain.signature!r} has a field {PASSAGES!r} of its own",
                 valid=f"a signature without {PASSAGES!r}: the module fills it",
             )
-        field = cast(Any, dspy).InputField(desc="from documents; some may have nothing to do with it")
-        self.answer = dspy.Predict(plain.prepend(PASSAGES, field, str))
+        self.answer = dspy.Predict(with_passages(plain))
         self.find = find
 
     def forward(self, **inputs: Any) -> Any:

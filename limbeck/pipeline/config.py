@@ -111,7 +111,7 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "rounds", "rule", "pii", "judge", "judge_precision")
+_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision")
 # What `--judge` takes for the run's own teacher.
 TEACHER = "teacher"
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
@@ -153,6 +153,7 @@ class RunConfig:
     program: tuple[str, ...] = ()
     rounds: int = 1
     documents: str = ""
+    ground: bool = False
     related: str = ""
     constitution: str = ""
     encoder: bool = True

@@ -28,7 +28,8 @@ class Context:
     """One run at work. `plan.task` and `task` are the same object; `given` are the user's own label descriptions.
 
     `models` names what answers beside the models' names: a file behind a name may change. `judge` is the model that
-    judges answers, None without one.
+    judges answers, None without one. `writes_with` and `answers_with` are the teacher's adapters with passages of
+    documents in view, None without `--ground`; `documents` is then a hash of what the documents hold.
     """
 
     run: RunFolder
@@ -39,6 +40,9 @@ class Context:
     given: Mapping[str, str]
     models: tuple[str, ...] = ()
     judge: LM | None = None
+    writes_with: Any = None
+    answers_with: Any = None
+    documents: str = ""
 
     @property
     def config(self) -> RunConfig:
@@ -54,6 +58,16 @@ class Context:
     def answerer(self) -> LM:
         """The teacher as it answers the task's inputs; local weights stop at the plan's `max_tokens`."""
         return self.teacher.copy(max_tokens=self.plan.max_tokens) if is_local(self.config.teacher) else self.teacher
+
+    @property
+    def writing_adapter(self) -> Any:
+        """The adapter under which the teacher writes rows."""
+        return self.writes_with or self.plan.adapter
+
+    @property
+    def answering_adapter(self) -> Any:
+        """The adapter under which the teacher answers; labels are answered as they were compiled, without passages."""
+        return self.plan.adapter if self.closed else self.answers_with or self.plan.adapter
 
     @property
     def callers(self) -> int:
@@ -86,8 +100,8 @@ class Context:
 
     def key(self, *parts: Any) -> list[Any]:
         """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
-        tagged = ["tagged"] if self.plan.tagged else []
-        return [self.config.identity(), self.task.fingerprint, self.models, *tagged, *parts]
+        more = [*(["tagged"] if self.plan.tagged else []), *(["grounded", self.documents] if self.documents else [])]
+        return [self.config.identity(), self.task.fingerprint, self.models, *more, *parts]
 
     def task_inputs(self, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
         """Return the input fields of one row."""

@@ -23,6 +23,7 @@ from limbeck.compile.label import (
     prompt_hash,
 )
 from limbeck.compile.prompts import read_states
+from limbeck.compile.retrieve import documents_of
 from limbeck.compile.source import source_of
 from limbeck.compile.synthesizers import (
     Materials,
@@ -137,7 +138,7 @@ def labeler_of(context: Context, demos: int, program: dspy.Module) -> Labeler:
     return Labeler(
         programs,
         context.answerer,
-        context.plan.adapter,
+        context.answering_adapter,
         task.output_fields,
         label_field=context.output if context.closed else "",
         verifiers=task.verifiers,
@@ -215,7 +216,10 @@ def writing_key(context: Context) -> list[Any]:
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
     """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
     portions = portions_of(config, closed)
-    check_methods(portions, source_of(task, task.examples), config.method_options())
+    source = source_of(task, task.examples)
+    check_methods(portions, source, config.method_options())
+    if config.ground:
+        documents_of(source, config.method_options())
 
 
 def method_files_hash(context: Context) -> dict[str, str]:
@@ -233,7 +237,7 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST, *, comp
     return Materials(
         source_of(context.task, context.split.gold, folds),
         context.teacher,
-        context.plan.adapter,
+        context.writing_adapter,
         labeler,
         samples=samples_of(context),
         threads=context.callers,

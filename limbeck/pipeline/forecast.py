@@ -33,6 +33,8 @@ _BYTES_PER_PARAMETER_GGUF = 0.63
 _CHARACTERS_PER_TOKEN = 4
 # Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts, of one that asks for a judgement.
 _TURN, _RATIONALE, _WRITING, _JUDGING = 16, 80, 300, 120
+# Of a passage of documents: 200 words.
+_PASSAGE = 270
 # A forward and backward pass of LoRA training costs about four times a forward pass.
 _TRAIN_FACTOR = 4.0
 
@@ -145,8 +147,10 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     rules, looks = rules_of(config), config.judge_model if config.judge else config.teacher
 
     def writing(made: _Writing, real: int = 0) -> list[_Calls]:
-        texts = _Calls(made.calls, 0, _WRITING, made.texts * size.row, made.calls)
-        return [replace(shown, count=round((real + made.answers) * samples)), texts]
+        passage = _PASSAGE if config.ground else 0
+        texts = _Calls(made.calls, passage, _WRITING, made.texts * size.row, made.calls)
+        row = size.row + (0 if closed else 3 * passage)
+        return [replace(shown, row=row, count=round((real + made.answers) * samples)), texts]
 
     lines = (
         line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),

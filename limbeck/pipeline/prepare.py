@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from limbeck.compile.backtranslate import METHOD as BACKTRANSLATION
 from limbeck.compile.demos import draw_demos
 from limbeck.compile.optimizers import INSTRUCTING, built_in
+from limbeck.compile.retrieve import documents_of, drawer, finder, retriever_of
+from limbeck.compile.source import source_of
 from limbeck.compile.split import make_split
 from limbeck.compile.synthesizers import parse_methods
 from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
+from limbeck.models.grounded import GroundedAdapter
 from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context, weights_of
@@ -20,7 +24,7 @@ from limbeck.pipeline.data import check_writing
 from limbeck.pipeline.dataquality import rules_of
 from limbeck.pipeline.judging import check_judge
 from limbeck.pipeline.programs import check_programs
-from limbeck.pipeline.runfolder import RunFolder
+from limbeck.pipeline.runfolder import RunFolder, content_hash
 from limbeck.pipeline.students import StudentPlan, answer_tokens, prompt_text
 from limbeck.pipeline.teacher import demo_budget, reflection
 from limbeck.task import Task, check_context, task_from_labels
@@ -97,7 +101,23 @@ def prepare(folder: RunFolder, task: Task) -> Context:
         + (f", {len(task.unlabeled)} unlabelled rows" if task.unlabeled else "")
     )
     models = (weights_of(teacher), weights_of(student))
-    return Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models, judge)
+    context = Context(folder, task, split, teacher, plan, dict(task.label_descriptions), models, judge)
+    return _grounded(context) if config.ground else context
+
+
+def _grounded(context: Context) -> Context:
+    """Return the context with adapters that show the teacher passages of the documents."""
+    documents = documents_of(source_of(context.task, context.split.gold), context.config.method_options())
+    for text in documents.warnings:
+        context.run.warn(text)
+    retriever = retriever_of(documents.passages)
+    context.run.reporter.note(f"grounded in {len(documents.passages)} passages of {context.config.documents}")
+    return replace(
+        context,
+        writes_with=GroundedAdapter(drawer(retriever, documents.passages)),
+        answers_with=GroundedAdapter(finder(retriever)),
+        documents=content_hash(Path(context.config.documents)),
+    )
 
 
 def _connect(folder: RunFolder, name: str, api_base: str | None, role: str) -> LM:

@@ -216,7 +216,7 @@ class Adapting:
 
     def _adapt(self, job: Job) -> Mapping[str, Any]:
         row = {name: job.related.inputs[name] for name in self.materials.source.fields}
-        made: Any = blind(self.adapter, self.materials.source, job.block)(row, **self.settings(job))
+        made: Any = blind(self.adapter, self.materials.source, job.block, row)(row, **self.settings(job))
         return made.row
 
     def _record(self, job: Job, row: Mapping[str, Any]) -> Record:

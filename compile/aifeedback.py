@@ -17,7 +17,7 @@ import dspy
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.label import LabelConfig, Labeler, answer_all, prompt_hash
-from limbeck.errors import BudgetExceeded, StageEmpty
+from limbeck.errors import BudgetExceeded, CallFailed, ModelError, StageEmpty
 from limbeck.preferences import Preference
 from limbeck.principles import Principle
 from limbeck.programs.constitution import PrincipleComparer, ViolationJudge
@@ -144,8 +144,8 @@ def breaking_chances(
 ) -> list[float | None]:
     """Return for inputs, a text that answers them, and a principle each the probability that the text breaks it.
 
-    None where that cannot be read; StageEmpty is raised where none, or none of the first 24, can be. BudgetExceeded
-    and KeyboardInterrupt pass through.
+    None where that cannot be read; StageEmpty is raised where none, or none of the first 24, can be. BudgetExceeded,
+    KeyboardInterrupt and the ModelError of a model that cannot be reached pass through.
     """
     judge: Any = program or ViolationJudge()
     errors: list[str] = []
@@ -156,7 +156,9 @@ def breaking_chances(
         with dspy.context(lm=lm, adapter=adapter, trace=None):
             try:
                 return float(judge(as_request(inputs), text, principle).chance)
-            except BudgetExceeded:
+            except CallFailed as error:
+                return f"CallFailed: {error}"
+            except (BudgetExceeded, ModelError):
                 raise
             except Exception as error:  # one unparsable verdict never ends a stage
                 return f"{type(error).__name__}: {error}"
@@ -199,7 +201,7 @@ def sample_pairs(
     records: Sequence[Record], labeler: Labeler, *, temperature: float = 0.8, threads: int = 16, seed: int = 0
 ) -> list[AnswerPair]:
     """Return two sampled answers to each row that gets two; raises what `answer_all` does."""
-    blocks = [r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in records]
+    blocks = [labeler.block_for(record.provenance.block) for record in records]
     inputs = [record.inputs for record in records]
     sampled = [
         answer_all(

@@ -84,7 +84,7 @@ def first_answers(records: Sequence[Record], labeler: Labeler, config: LabelConf
         answers = answer_all(
             [records[i].inputs for i in rows],
             replace(labeler, programs=programs),
-            blocks=[block if block in programs else min(programs) for block in blocks],
+            blocks=[labeler.block_for(block) for block in blocks],
             config=config,
         )
         for i, answer in zip(rows, answers, strict=True):

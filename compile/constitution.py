@@ -111,7 +111,7 @@ class Constitutional:
             pick_rows(records, wanted, materials.seed),
             materials.source,
             principles,
-            replace(materials.labeler, lm=materials.lm, adapter=materials.adapter),
+            replace(materials.labeler, lm=materials.lm),
             config=replace(self.config, threads=materials.threads, seed=materials.seed),
             program=programs["revise"],
             progress=materials.show("revising answers"),

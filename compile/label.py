@@ -51,6 +51,10 @@ class Labeler:
     verifiers: tuple[Verifier, ...] = ()
     metric: Metric | None = None
 
+    def block_for(self, block: int) -> int:
+        """Return the block of the program that answers a row of this block: the first one's where it has none."""
+        return block if block in self.programs else min(self.programs)
+
 
 @dataclass(frozen=True)
 class LabelConfig:

@@ -25,6 +25,10 @@ FOLDER = "programs"
 SEEN = "seen_gold_rows"
 # What a program was made from is not known: such a demonstration counts as having seen every gold row.
 ANY = "any"
+# What a file was made from, beside DSPy's versions: a hash of gold rows and folds.
+MADE_FROM = "made_from"
+# The demonstrations of the plain program, which a blinded prompt falls back on.
+_PLAIN = "plain_demos"
 
 States = Mapping[str, Mapping[str, Any]]
 
@@ -43,12 +47,20 @@ def file_of(name: str) -> str:
     return f"{FOLDER}/{name}.json"
 
 
-def read_states(folder: Path, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the compiled states that a run folder holds for these methods, by METHOD.PART; {} where there are none.
+def stamp(path: Path, made_from: str) -> None:
+    """Write into a program's file what gold rows it was compiled on."""
+    state: Any = json.loads(path.read_text(encoding="utf-8"))
+    state.setdefault("metadata", {})[MADE_FROM] = made_from
+    path.write_text(json.dumps(state, indent=2), encoding="utf-8")
 
-    Raises InputError for a file that cannot be read.
+
+def read_states(folder: Path, methods: Iterable[str], made_from: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the compiled states that a run folder holds for these methods, by METHOD.PART, and which are of others.
+
+    Those compiled on other gold rows than `made_from` are left out: they may show what is a test row now. A file that
+    does not say what it was made from is the user's own, and used. Raises InputError for one that cannot be read.
     """
-    wanted, found = set(methods), dict[str, dict[str, Any]]()
+    wanted, found, others = set(methods), dict[str, dict[str, Any]](), list[str]()
     for path in sorted((folder / FOLDER).glob("*.json")):
         if path.stem.partition(".")[0] not in wanted:
             continue
@@ -56,9 +68,15 @@ def read_states(folder: Path, methods: Iterable[str]) -> dict[str, dict[str, Any
             state: Any = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _unreadable(path, error) from error
+        if not isinstance(state, dict):
+            raise _unreadable(path, TypeError("it holds no JSON object"))
+        parts = cast(dict[str, Any], state)
+        if dict(parts.get("metadata") or {}).get(MADE_FROM, made_from) != made_from:
+            others.append(path.stem)
+            continue
         # DSPy writes its versions beside the predictors.
-        found[path.stem] = {name: value for name, value in state.items() if name != "metadata"}
-    return found
+        found[path.stem] = {name: value for name, value in parts.items() if name != "metadata"}
+    return found, others
 
 
 def loaded(method: str, programs: Mapping[str, dspy.Module], states: States) -> dict[str, dspy.Module]:
@@ -76,6 +94,9 @@ def loaded(method: str, programs: Mapping[str, dspy.Module], states: States) -> 
                 found[part].load_state(dict(state))
             except Exception as error:  # whatever a file of another version or task holds
                 raise _unreadable(Path(file_of(f"{method}.{part}")), error) from error
+            found[part].set_lm(None)  # a file brings no model of its own: the run's has ledger and budget
+            for plain, predictor in zip(program.predictors(), found[part].predictors(), strict=True):
+                setattr(predictor, _PLAIN, list(plain.demos))
     return found
 
 
@@ -90,7 +111,8 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 def blind(program: dspy.Module, source: Source, block: int, row: Mapping[str, Any] | None = None) -> dspy.Module:
     """Return the program without demonstrations that have seen the block's gold rows, or the row with these inputs.
 
-    Only demonstrations of compiled prompts say what they have seen: any other program comes back as it is.
+    Where a predictor would have none left it shows those of the plain program: without any a small model loses the
+    form. Only demonstrations of compiled prompts say what they have seen: any other program comes back as it is.
     """
     predictors = cast(list[Any], program.predictors())
     if not any(demo.get(SEEN) for predictor in predictors for demo in predictor.demos):
@@ -102,7 +124,8 @@ def blind(program: dspy.Module, source: Source, block: int, row: Mapping[str, An
         return program
     copy = program.deepcopy()
     for predictor in cast(list[Any], copy.predictors()):
-        predictor.demos = [demo for demo in predictor.demos if not _seen(demo) & hidden and _seen(demo) != {ANY}]
+        kept = [demo for demo in predictor.demos if not _seen(demo) & hidden and _seen(demo) != {ANY}]
+        predictor.demos = kept or list(getattr(predictor, _PLAIN, ()))
     return copy
 
 

@@ -103,7 +103,7 @@ class Star:
 
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return one record a row, of at most `wanted` rows, with its rationale."""
-        labeler = replace(materials.labeler, lm=materials.lm, adapter=materials.adapter)
+        labeler = replace(materials.labeler, lm=materials.lm)
         if not reasons(next(iter(labeler.programs.values())), labeler.output_fields):
             program, source = materials.programs(self)["reason"], materials.source
             labeler = replace(labeler, programs={b: blind(program, source, b) for b in (-1, *source.blocks)})
@@ -245,8 +245,7 @@ class _Run:
         return made.reject(row.reason) if row.reason else made
 
     def _program(self, row: _Row) -> dspy.Module:
-        programs = self.labeler.programs
-        return programs[row.block if row.block in programs else min(programs)]
+        return self.labeler.programs[self.labeler.block_for(row.block)]
 
     def _fitted(self, row: _Row, number: int, told: bool) -> dspy.Module:
         """Return the program to ask with: it shows kept rationales that have not seen the row's block either."""

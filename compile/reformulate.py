@@ -105,7 +105,7 @@ class Reformulation:
         done = reformulate(
             pick_rows(records, wanted, materials.seed),
             materials.source,
-            replace(materials.labeler, lm=materials.lm, adapter=materials.adapter),
+            replace(materials.labeler, lm=materials.lm),
             config=replace(self.config, threads=materials.threads, seed=materials.seed),
             program=next(iter(materials.programs(self).values())),
             progress=materials.show("solving in another form"),

@@ -79,8 +79,7 @@ def answers_of(
 
     A block without a program of its own is answered by the first one.
     """
-    programs = materials.labeler.programs
-    chosen = [block if block in programs else min(programs) for block in blocks]
+    chosen = [materials.labeler.block_for(block) for block in blocks]
     config = LabelConfig(method, samples=samples, threads=materials.threads, seed=materials.seed)
     try:
         return answer_all(inputs, materials.labeler, blocks=chosen, config=config)

@@ -194,8 +194,7 @@ class LabelConditioned:
         )
         if not (self.styled and materials.follows_styles):
             config = replace(config, styled=0.0)
-        if not materials.follows_styles:
-            config = replace(config, temperature=0.7, top_p=0.9)
+        config = sampled(config, materials)
         made = synthesize(
             materials.source,
             lm=materials.lm,
@@ -207,6 +206,11 @@ class LabelConditioned:
         counts = {"failed_calls": made.failed, "refused_calls": sum(made.refused.values())}
         log = {"warnings": list(made.warnings)} if made.warnings else {}
         return Synthesized(made.records, {name: n for name, n in counts.items() if n}, log)
+
+
+def sampled(config: SynthesisConfig, materials: Materials) -> SynthesisConfig:
+    """Return the configuration as a teacher of this size is sampled: small ones stray at higher temperatures."""
+    return config if materials.follows_styles else replace(config, temperature=0.7, top_p=0.9)
 
 
 class Simple(LabelConditioned):
@@ -387,7 +391,8 @@ def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized
     for at, name in enumerate(portion.chain):
         made = load_method(name)(given, materials, wanted)
         counts.update(made.counts)
-        log |= made.log
+        warnings = [*log.get("warnings", ()), *made.log.get("warnings", ())]
+        log |= {**made.log, **({"warnings": warnings} if warnings else {})}
         preferences += made.preferences
         if at + 1 < len(portion.chain):
             rejected += [r for r in made.records if not r.kept]

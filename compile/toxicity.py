@@ -17,7 +17,8 @@ import numpy as np
 from limbeck.compile.aifeedback import breaking_chances
 from limbeck.compile.dedup import record_text
 from limbeck.compile.origins import is_written
-from limbeck.errors import InputError, StageEmpty
+from limbeck.errors import InputError, ModelError, StageEmpty
+from limbeck.evaluate import LOST_SHARE
 from limbeck.principles import Principle
 from limbeck.records import Record
 
@@ -45,8 +46,8 @@ class ToxicityJudge:
         """Return the records, written ones with the probability as their score "toxic", and a log for the report.
 
         The log's "threshold" is that of the rule. Where no verdict on gold rows can be read, or the judge is as sure of
-        gold rows as one can be, records come back without scores and "refused" says why. BudgetExceeded and
-        KeyboardInterrupt pass through.
+        gold rows as one can be, records come back without scores and "refused" says why. Raises ModelError where many
+        verdicts on written rows are missing; BudgetExceeded and KeyboardInterrupt pass through.
         """
         known = self._chances(gold)
         readable = sorted((chance for chance in known if chance is not None), reverse=True)
@@ -61,7 +62,15 @@ class ToxicityJudge:
             return list(records), {**log, "refused": f"it calls {sure} of {len(readable)} labelled rows toxic"}
         asked = [row for row in records if row.kept and is_written(row)]
         chances = dict(zip((row.id for row in asked), self._chances(asked), strict=True))
-        log["unreadable"] += sum(chance is None for chance in chances.values())
+        unread = sum(chance is None for chance in chances.values())
+        if unread > max(LOST_SHARE * len(asked), 2):
+            # A row without a verdict would pass for good, so an outage must not look like harmless rows.
+            raise ModelError(
+                f"{unread} of {len(asked)} verdicts on written rows could not be had",
+                valid=f"at most {LOST_SHARE:.0%} of them",
+                hint="see that the model answers, then the same command again; or leave --rule toxic out",
+            )
+        log["unreadable"] += unread
         return [_scored(row, chances.get(row.id)) for row in records], log
 
     def _chances(self, rows: Sequence[Record]) -> list[float | None]:

@@ -32,6 +32,8 @@ from limbeck.task import Task
 
 # They show labelled rows as they are: a program that writes rows has other fields than the rows.
 ROWS_ALONE = ("labeled", "knn")
+# It asks for feedback in words, and a trial gives a number.
+NEEDS_WORDS = ("gepa",)
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,13 @@ class Bench(dspy.Module):
 
     def forward(self, **fields: Any) -> dspy.Prediction:
         """Ask the part about one row."""
-        row, trace = self.rows.find(fields), cast("list[Any] | None", dspy.settings.trace)
-        before = len(trace) if trace is not None else 0
-        made = self.trial.run(self.part, row)
-        for predictor, given, said in (trace or [])[before:]:
+        row, outer, own = self.rows.find(fields), cast("list[Any] | None", dspy.settings.trace), list[Any]()
+        with dspy.context(trace=own):  # DSPy's list is shared by all threads: it holds other rows' calls as well
+            made = self.trial.run(self.part, row)
+        for predictor, given, said in own:
             self.seen.note(predictor.signature, {**given, **dict(said.items())}, self.trial.shown(row))
+        if outer is not None:
+            outer.extend(own)
         return made
 
 
@@ -221,7 +225,7 @@ class _Writing:
 
 def usable_optimizers() -> tuple[str, ...]:
     """Return the names of the optimizers that can compile a program which writes rows."""
-    return tuple(name for name in built_in() if name not in ROWS_ALONE)
+    return tuple(name for name in built_in() if name not in (*ROWS_ALONE, *NEEDS_WORDS))
 
 
 def compile_part(

@@ -206,7 +206,7 @@ def constitutional_revise(ground: Ground) -> Trial:
     """How surely the revision keeps the principle, less what it loses in likeness to the gold answer."""
     method, materials, field = cast(Constitutional, ground.method), ground.materials, text_field(ground.source)
     principles = read_principles(str(materials.options.get("constitution") or ""))
-    config, labeler = method.config, replace(materials.labeler, lm=materials.lm, adapter=materials.adapter)
+    config, labeler = method.config, replace(materials.labeler, lm=materials.lm)
 
     def run(part: Any, row: Record) -> Any:
         asked = LabelConfig(method.name, 1, None, materials.threads, materials.seed)
@@ -224,7 +224,8 @@ def constitutional_revise(ground: Ground) -> Trial:
         return dspy.Prediction(before=answer, after=str(made.revision), broken=broken)
 
     def score(row: Record, made: Any) -> float:
-        before, after = (ground.likeness(row, {field: text}) for text in (made.before, made.after))
-        return (1 - made.broken) * (min(1.0, after / before) if before else 1.0)
+        # In words: by the metric an answer that is wrong has nothing to lose.
+        before, after = (token_f1(row.outputs[field], text) for text in (made.before, made.after))
+        return (1 - made.broken) * (min(1.0, after / before) if before else after)
 
     return Trial(run, score)

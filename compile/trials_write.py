@@ -27,6 +27,7 @@ from limbeck.compile.rewriting import Calls, is_closed, text_of, tokens_for
 from limbeck.compile.selfinstruct import InputFilter, SelfInstructConfig, within_words
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, prompt_of
+from limbeck.compile.synthesizers import sampled
 from limbeck.compile.textbook import Textbook
 from limbeck.compile.trials import Ground, Trial
 from limbeck.programs.generate import Condition, InputWriter
@@ -71,7 +72,7 @@ def share_of_new(
 def label_conditioned_write(ground: Ground) -> Trial:
     """Of the texts asked for: how many are new and read back as their label."""
     source, materials = ground.source, ground.materials
-    config = SynthesisConfig(seed=materials.seed)
+    config = sampled(SynthesisConfig(seed=materials.seed), materials)
     plain: InputWriter = ground.programs["write"]
     count = config.per_call if plain.several else 1
 
@@ -178,14 +179,15 @@ def code_steps(ground: Ground, programs: Mapping[str, dspy.Module]) -> CodeSteps
 
 def repair(ground: Ground) -> Trial:
     """A gold row with typing errors planted: how far the repair leads back to it."""
-    source = ground.source
+    source, config = ground.source, cast(Cleaning, ground.method).config
     changed = changed_fields(source.fields, [row.inputs for row in source.gold])
 
     def run(part: Any, row: Record) -> Any:
         given = {name: row.inputs[name] for name in source.fields}
         given |= {name: misspelt(str(row.inputs[name]), ground.seed(row)) for name in changed}
-        settings = {"temperature": 0.0, "max_tokens": tokens_for(row.inputs, changed)}
-        return part(given, config=settings)
+        # As the method asks; the seed also draws the passages of a grounded run.
+        settings = {"temperature": 0.0, "max_tokens": tokens_for(row.inputs, changed), "rollout_id": ground.seed(row)}
+        return part(given, config={**settings, "top_p": config.top_p})
 
     def score(row: Record, made: Any) -> float:
         right = text_of(row.inputs, changed)
@@ -282,7 +284,7 @@ def adapt(ground: Ground) -> Trial:
         return soft.get(ground.label_of(row), 1.0) if soft else 1.0
 
     def shown(row: Record) -> Sequence[Record]:
-        return ground.without(row).shown(related[row.id][1])
+        return [row, *ground.without(row).shown(related[row.id][1])]
 
     return Trial(run, score, shown, rows)
 

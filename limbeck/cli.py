@@ -90,9 +90,8 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
         values[name] = _absolute(values[name])
     if target is not None and target.is_dir():
         changes = {name: value for name, value in values.items() if name in given}
-        before = read_config(target)
-        if "program" in changes:  # what is compiled already stays
-            changes["program"] = tuple(dict.fromkeys((*before.program, *changes["program"])))
+        # Which programs an earlier start compiled is that start's business: their files say what is there.
+        before = replace(read_config(target), program=())
         config = replace(before, **changes, **({"labels": _absolute(labels)} if labels else {}))
     else:
         _refuse_data(target)

@@ -131,7 +131,7 @@ Documents = Annotated[
 Ground = Annotated[
     bool,
     typer.Option(
-        "--ground",
+        "--ground/--no-ground",
         help="Show the teacher passages of --documents when it writes rows, and when it answers open ones.",
         rich_help_panel=_ROWS,
     ),
@@ -200,7 +200,7 @@ AcceptTerms = Annotated[
 AllowCode = Annotated[
     bool,
     typer.Option(
-        "--allow-code",
+        "--allow-code/--no-allow-code",
         help="Run model-written code even where the sandbox is weak (limbeck doctor): on a machine that holds nothing "
         "of value.",
         rich_help_panel=_TRUST,

@@ -14,6 +14,7 @@ from limbeck.principles import Principle
 from limbeck.programs.describe import words_of
 from limbeck.programs.judge import Comparer
 from limbeck.programs.reformulate import chance_of
+from limbeck.programs.refusals import refuses
 from limbeck.programs.rewrite import bare
 from limbeck.signatures.constitution import (
     ANSWER,
@@ -29,11 +30,6 @@ from limbeck.signatures.constitution import (
 )
 
 Outcome = Literal["revised", "unchanged", "nothing", "refused", "empty", "leaked"]
-_REFUSAL = re.compile(
-    r"\W*(?:i'?\s?a?m (?:very )?(?:sorry|unable|not able)|sorry\b|i (?:can(?:no|')t|can not|won't|will not)\b"
-    r"|i apologi[sz]e|as an ai\b)",
-    re.IGNORECASE,
-)
 # A critique that finds nothing is short and begins with it; a longer one goes on with what could be better.
 _NOTHING = re.compile(
     r"\W*(?:none|no|nothing(?: (?:to criticise|to criticize|is wrong|wrong))?|the answer is (?:correct|fine|good)"
@@ -107,7 +103,7 @@ class Reviser(dspy.Module):
         first = {**settings, "max_tokens": critique_tokens}
         said = cast(Any, self.criticise(**asked, **{LOOK_FOR: principle.critique}, config=first))
         critique = str(said[CRITIQUE]).strip()
-        outcome: Outcome | None = "refused" if _REFUSAL.match(critique) else None
+        outcome: Outcome | None = "refused" if refuses(critique) else None
         if not critique or _NOTHING.match(critique):
             outcome = "nothing"
         if outcome:
@@ -170,7 +166,7 @@ class PrincipleComparer(dspy.Module):
 def _outcome(revision: str, answer: str, request: str, prompt: str) -> Outcome:
     if not revision:
         return "empty"
-    if _REFUSAL.match(revision) and not _REFUSAL.match(answer):
+    if refuses(revision) and not refuses(answer):
         return "refused"
     shown = f"{request} {answer}".casefold()
     told = set(words_of(prompt)) - set(words_of(shown))

@@ -1,4 +1,4 @@
-"""A model that declines to write what it was asked for: told from texts in which people cannot do something."""
+"""A model that declines: what it says in its own name, and where it was to write what somebody else would say."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ _DECLINES = re.compile(
     re.IGNORECASE,
 )
 
+_REFUSAL = re.compile(
+    r"\W*(?:i'?\s?a?m (?:very )?(?:sorry|unable|not able)|sorry\b|i (?:can(?:no|')t|can not|won't|will not)\b"
+    r"|i apologi[sz]e|as an ai\b)",
+    re.IGNORECASE,
+)
+
 
 def declines(text: str) -> bool:
     """Return whether a text begins as models do that refuse; a numbered list does not.
@@ -24,3 +30,12 @@ def declines(text: str) -> bool:
     (False, False, False)
     """
     return _DECLINES.match(text) is not None
+
+
+def refuses(text: str) -> bool:
+    """Return whether a text in the model's own name begins as a refusal; people say such things of themselves, too.
+
+    >>> refuses("I'm unable to criticise this."), refuses("I can't log in since Monday."), refuses("The tea is hot.")
+    (True, True, False)
+    """
+    return _REFUSAL.match(text) is not None

@@ -22,7 +22,7 @@ from limbeck.cli import app
 from limbeck.compile.label import Labeler, block_programs, prompt_hash
 from limbeck.compile.optimize import Compiled
 from limbeck.compile.parts import TRIALS
-from limbeck.compile.prompts import ANY, SEEN, blind, loaded, read_states, row_key
+from limbeck.compile.prompts import ANY, SEEN, blind, loaded, read_states, row_key, stamp
 from limbeck.compile.source import source_of
 from limbeck.compile.synthesizers import BUILT_IN, Materials, WithPrograms, load_method
 from limbeck.compile.trials import Ground, compile_part
@@ -99,6 +99,9 @@ def test_what_helps_on_dev_rows_is_kept_with_demonstrations_of_training_rows() -
         seen = set(demo[SEEN].split())
         assert seen
         assert seen <= {row_key(row.inputs) for row in gold} - dev
+        # Rows are answered many at once: what one was shown is no other row's business.
+        trial = TRIALS[WRITER](found)
+        assert seen in [{row_key(one.inputs) for one in trial.shown(row)} for row in gold[:-6]]
 
 
 def test_what_does_not_help_is_dropped() -> None:
@@ -156,14 +159,29 @@ def test_a_compiled_state_goes_through_json_and_plain_dspy(tmp_path: Path) -> No
     plain = found.method.programs(found.source)["write"]
     cast(Any, plain).load(str(path))
     assert prompt_hash(plain) == prompt_hash(made.program)
-    states = read_states(tmp_path, ["label_conditioned", "evol_instruct"])
-    assert list(states) == [WRITER]
+    stamp(path, "these rows")
+    cast(Any, found.method.programs(found.source)["write"]).load(str(path))  # DSPy does not mind the stamp
+    assert read_states(tmp_path, ["label_conditioned"], "other rows") == ({}, [WRITER])
+    states, others = read_states(tmp_path, ["label_conditioned", "evol_instruct"], "these rows")
+    assert (list(states), others) == ([WRITER], [])
     materials = replace(found.materials, states=states)
     assert prompt_hash(materials.programs(found.method)["write"]) == prompt_hash(made.program)
-    assert read_states(tmp_path, ["evol_instruct"]) == {}
+    assert read_states(tmp_path, ["evol_instruct"], "") == ({}, [])
 
 
-@pytest.mark.parametrize("text", ["no json", "{}", '{"write": {"demos": []}}'])
+def test_a_file_brings_no_model_of_its_own(tmp_path: Path) -> None:
+    made, found, _ = compiled()
+    program = made.program.deepcopy()
+    cast(Any, program).set_lm(dspy.LM("openai/elsewhere"))
+    path = tmp_path / "programs" / f"{WRITER}.json"
+    path.parent.mkdir()
+    cast(Any, program).save(str(path))
+    states, _ = read_states(tmp_path, ["label_conditioned"], "")
+    mine = loaded("label_conditioned", found.programs, states)["write"]
+    assert all(predictor.lm is None for predictor in cast(Any, mine).predictors())
+
+
+@pytest.mark.parametrize("text", ["no json", "{}", "[]", '{"write": {"demos": []}}'])
 def test_a_file_that_does_not_fit_says_what_to_do(tmp_path: Path, text: str) -> None:
     path = tmp_path / "programs" / f"{WRITER}.json"
     path.parent.mkdir()
@@ -171,7 +189,7 @@ def test_a_file_that_does_not_fit_says_what_to_do(tmp_path: Path, text: str) -> 
     found, _ = ground(learns)
 
     def load() -> None:
-        loaded("label_conditioned", found.programs, read_states(tmp_path, ["label_conditioned"]))
+        loaded("label_conditioned", found.programs, read_states(tmp_path, ["label_conditioned"], "")[0])
 
     with pytest.raises(InputError, match="does not fit this run") as caught:
         load()
@@ -189,6 +207,21 @@ def test_a_block_sees_no_demonstration_made_in_view_of_its_rows() -> None:
         assert not any(set(demo[SEEN].split()) & fold for demo in demos)
     assert blind(made.program, source, -1) is made.program
     assert blind(found.programs["write"], source, 0) is found.programs["write"]
+
+
+def test_a_prompt_that_would_show_nothing_falls_back_on_the_plain_demonstrations() -> None:
+    found, _ = ground(learns)
+    method = cast(WithPrograms, load_method("evol_instruct"))
+    plain = method.programs(found.source)["evolve"]
+    state = cast(Any, plain).dump_state()
+    everywhere = " ".join(row_key(row.inputs) for row in found.source.gold)
+    for part in state.values():
+        part["demos"] = [{**part["demos"][0], SEEN: everywhere}]
+    mine = loaded("evol_instruct", {"evolve": plain}, {"evol_instruct.evolve": state})["evolve"]
+    assert cast(Any, blind(mine, found.source, -1)).deepen.demos == cast(Any, mine).deepen.demos
+    shown = cast(Any, blind(mine, found.source, 0)).deepen.demos
+    assert shown == cast(Any, plain).deepen.demos
+    assert not any(demo.get(SEEN) for demo in shown)
 
 
 def test_a_row_sees_no_demonstration_of_its_own_and_unknown_ones_count_as_everybodys() -> None:
@@ -348,6 +381,16 @@ def test_a_run_keeps_a_compiled_program_resumes_it_and_writes_with_it(config: Ru
     assert not hashes[0] & hashes[1]
 
 
+def test_a_program_compiled_on_other_labelled_rows_is_not_used(config: RunConfig) -> None:
+    with serve(served(learning=True)) as server:
+        mine = on(server, config, program=(WRITER,))
+        run(mine, until="compile")
+        assert (mine.folder / "programs" / f"{WRITER}.json").exists()
+        told = Notes()
+        run(replace(mine, program=(), seed=1), until="synthesize", reporter=told)
+    assert any(f"{WRITER} was compiled on other labelled rows and is not used" in text for text in told.notes)
+
+
 def test_a_run_drops_what_does_not_help_and_says_so(config: RunConfig) -> None:
     with serve(served(learning=False)) as server:
         mine, told = on(server, config, program=(WRITER,)), Notes()
@@ -425,6 +468,7 @@ def test_the_embedded_model_compiles_a_program_and_writes_with_what_it_has(confi
     path = mine.folder / "programs" / f"{WRITER}.json"
     assert path.exists() == (f"{WRITER} is compiled by bootstrap" in said)
     again = Notes()
-    run(read_config(mine.folder), until="synthesize", reporter=again)
+    run(read_config(mine.folder), until="compile", reporter=again)
     assert (f"compile {WRITER}", True) in again.stages
+    run(read_config(mine.folder), until="synthesize")
     assert read_records(mine.folder / "data" / "candidates.parquet")

@@ -70,6 +70,11 @@ class Context:
         return self.plan.adapter if self.closed else self.answers_with or self.plan.adapter
 
     @property
+    def grounds(self) -> list[str]:
+        """What grounding adds to the keys of stages in which the teacher writes or answers with passages in view."""
+        return ["grounded", self.documents] if self.documents else []
+
+    @property
     def callers(self) -> int:
         """How many calls wait at once: servers limit their rate."""
         return callers(self.config.teacher)
@@ -100,8 +105,8 @@ class Context:
 
     def key(self, *parts: Any) -> list[Any]:
         """Return a stage key: the run's identity, the data's hash, and what the stage itself depends on."""
-        more = [*(["tagged"] if self.plan.tagged else []), *(["grounded", self.documents] if self.documents else [])]
-        return [self.config.identity(), self.task.fingerprint, self.models, *more, *parts]
+        tagged = ["tagged"] if self.plan.tagged else []
+        return [self.config.identity(), self.task.fingerprint, self.models, *tagged, *parts]
 
     def task_inputs(self, row: Mapping[str, Any] | dspy.Example) -> dict[str, Any]:
         """Return the input fields of one row."""

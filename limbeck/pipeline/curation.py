@@ -34,7 +34,7 @@ from limbeck.pipeline.dataquality import as_curated, curation_log, given_documen
 from limbeck.pipeline.judging import RunJudge
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
-from limbeck.pipeline.students import Matrix, label_matrix, predict
+from limbeck.pipeline.students import Matrix, callers, label_matrix, predict
 from limbeck.principles import read_principles
 from limbeck.records import Record, read_records, write_records
 from limbeck.review import apply_reviews, read_reviews, review_status
@@ -245,12 +245,13 @@ def _with_toxicity(
         context.plan.adapter,
         rules.toxic,
         context.output if context.closed else "",
-        context.callers,
+        callers(context.config.judge_model if context.judge else context.config.teacher),
         progress_of(context, "looking for toxic rows"),
     )
     scored, log = judge.scored(records, gold)
     if "refused" in log:
-        context.run.warn(f"toxic: the rule is left out: {log['refused']}; a larger model may tell them (--judge)")
+        larger = "--teacher" if context.closed else "--judge"
+        context.run.warn(f"toxic: the rule is left out: {log['refused']}; a larger {larger} may tell them")
     return scored, log
 
 

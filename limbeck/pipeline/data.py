@@ -153,6 +153,10 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
     """
     earlier = read_records(context.run.path / Turn(turn.number - 1).file(CANDIDATES)) if turn.number > 1 else []
     pool = [] if earlier else pool_inputs(context)
+    for name in compiled_states(context)[1]:
+        context.run.warn(
+            f"{name} was compiled on other labelled rows and is not used: limbeck compile --program {name}"
+        )
     labeler = labeler_of(context, demos, program)
     config = LabelConfig(samples=samples_of(context), threads=context.callers, seed=context.config.seed)
     records: list[Record] = []
@@ -174,6 +178,7 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
     records = [*earlier, *(replace(r, provenance=_licensed(r.provenance, context)) for r in records)]
     write_records(records, context.run.path / turn.file(CANDIDATES))
     files = [turn.file(CANDIDATES)]
+    (context.run.path / turn.file(PREFERENCES)).unlink(missing_ok=True)
     if written.preferences:
         files.append(turn.file(PREFERENCES))
         pairs = [replace(one, provenance=_licensed(one.provenance, context)) for one in written.preferences]
@@ -201,16 +206,26 @@ def portions_of(config: RunConfig, closed: bool) -> tuple[Portion, ...]:
     return parse_methods(config.method or (default_method(closed),))
 
 
-def compiled_states(context: Context) -> dict[str, dict[str, Any]]:
-    """Return the compiled programs in the run folder that its methods of writing rows use, by METHOD.PART."""
+def compiled_states(context: Context) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the compiled programs in the run folder that its methods of writing rows use, by METHOD.PART.
+
+    Second, the names of those that were compiled on other gold rows and are not used.
+    """
     chains = (portion.chain for portion in portions_of(context.config, context.closed))
-    return read_states(context.run.path, (name for chain in chains for name in chain))
+    return read_states(context.run.path, (name for chain in chains for name in chain), gold_hash(context))
+
+
+def gold_hash(context: Context) -> str:
+    """Return a hash of the gold rows as programs of methods are compiled on them."""
+    split = context.split
+    return stable_hash([context.gold_inputs(), [dict(e.labels()) for e in split.gold], split.folds, len(split.dev)])
 
 
 def writing_key(context: Context) -> list[Any]:
     """Return what written rows depend on: the methods, what their files hold, and compiled programs if any."""
-    states = compiled_states(context)
-    return [context.config.method, method_files_hash(context), *([stable_hash(states)] if states else [])]
+    states, _ = compiled_states(context)
+    more = [stable_hash(states)] if states else []
+    return [context.config.method, method_files_hash(context), *more, *context.grounds]
 
 
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
@@ -247,7 +262,7 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST, *, comp
         options=context.config.method_options(),
         focus=turn.focus,
         progress=lambda what, done, total: progress_of(context, what)(done, total),
-        states=compiled_states(context) if compiled else {},
+        states=compiled_states(context)[0] if compiled else {},
     )
 
 
@@ -257,7 +272,7 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
     made = write_rows(portions, materials_of(context, labeler, turn), wanted)
     names = context.task.output_fields
     asked = [r for r in made.records if r.kept and (context.closed or any(name not in r.outputs for name in names))]
-    blocks = [r.provenance.block if r.provenance.block in labeler.programs else min(labeler.programs) for r in asked]
+    blocks = [labeler.block_for(r.provenance.block) for r in asked]
     what = "reading back what was written" if context.closed else "answering new inputs"
     answers = answer_all(
         [r.inputs for r in asked], labeler, blocks=blocks, config=config, progress=progress_of(context, what)
@@ -311,7 +326,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
                 found.append({"row": i, "rationale": answer.rationale, "calls": list(answer.calls)})
         return {"found": found}
 
-    key = context.key("trusted gold", prompt_hash(program))
+    key = context.key("trusted gold", prompt_hash(program), *context.grounds)
     payload = context.run.stage("answer the labelled rows", key, work, show=False)
     records: list[Record] = [
         replace(gold[int(f["row"])], rationale=f["rationale"], calls=tuple(f["calls"])) for f in payload["found"]

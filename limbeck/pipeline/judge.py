@@ -74,7 +74,9 @@ def _lm(context: Context, adapter: str, role: str) -> LM:
     )
 
 
-def _measure(context: Context, name: str, program: dspy.Module, lm: LM, threads: int) -> SystemResult:
+def _measure(
+    context: Context, name: str, program: dspy.Module, lm: LM, threads: int, adapter: Any = None
+) -> SystemResult:
     def progress(done: int, total: int) -> None:
         context.run.reporter.step(f"scoring {name}", done, total)
 
@@ -84,7 +86,7 @@ def _measure(context: Context, name: str, program: dspy.Module, lm: LM, threads:
         lm,
         context.split.test,
         context.task.metric,
-        adapter=context.plan.adapter,
+        adapter=adapter or context.plan.adapter,
         threads=threads,
         progress=progress,
     )
@@ -138,12 +140,14 @@ def evaluate_systems(
             name: str = name, program: dspy.Module = program, who: str = who, adapter: str = adapter
         ) -> dict[str, Any]:
             if who == "teacher":
-                return _measure(context, name, program, context.answerer, context.callers).to_dict()
+                shown = context.answering_adapter  # as it answers what the student learns from
+                return _measure(context, name, program, context.answerer, context.callers, shown).to_dict()
             return _measure(context, name, program, _lm(context, adapter, f"eval:{name}"), CALLERS).to_dict()
 
         recipe = recipes.get(name)
         weights = content_hash(context.run.path / adapter) if adapter else None
-        key = context.key(name, prompt_hash(program), recipe.values() if recipe else None, weights)
+        grounds = context.grounds if who == "teacher" and not context.closed else []
+        key = context.key(name, prompt_hash(program), recipe.values() if recipe else None, weights, *grounds)
         key.append([context.task_inputs(e) for e in context.split.test])
         results[name] = SystemResult.from_dict(context.run.stage(f"score {name}", key, work, show=False))
     if context.closed:

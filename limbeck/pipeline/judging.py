@@ -86,6 +86,8 @@ class RunJudge:
 
 def check_judge(config: RunConfig, closed: bool) -> None:
     """Raise InputError for a judge of a task whose labels all labelers judge together."""
+    if not config.judge and config.judge_precision != RunConfig(out="").judge_precision:
+        raise InputError("--judge-precision needs a judge", valid="--judge MODEL, such as --judge teacher")
     if config.judge and closed:
         raise InputError(
             f"--judge {config.judge} judges open answers, and this task has one closed set of labels: all labelers "
@@ -105,7 +107,9 @@ def judge_stage(context: Context) -> RunJudge | None:
     gold, model = gold_records(context.split.gold), context.config.judge_model
     bare = context.task.program
     parts = (model, weights_of(context.judge), prompt_hash(_approver(context)), prompt_hash(bare))
-    payload = context.run.stage("judge", context.key("judge", *parts), lambda: _trial(context, gold, bare))
+    payload = context.run.stage(
+        "judge", context.key("judge", *parts, *context.grounds), lambda: _trial(context, gold, bare)
+    )
     rows = _rows(gold, payload["rows"])
     scores = {row_key(*row): one["score"] for row, one in zip(rows, payload["rows"], strict=True)}
     labelled = [Labelled(*row, one["accepted"]) for row, one in zip(rows, payload["rows"], strict=True)]

@@ -14,14 +14,14 @@ import dspy
 from limbeck.compile.label import prompt_hash
 from limbeck.compile.optimize import UNCOMPILED, Compiled
 from limbeck.compile.parts import TRIALS, resolve_programs
-from limbeck.compile.prompts import FOLDER, file_of
+from limbeck.compile.prompts import FOLDER, file_of, stamp
 from limbeck.compile.source import source_of
 from limbeck.compile.synthesizers import WithPrograms, load_method
 from limbeck.compile.trials import Ground, compile_part, usable_optimizers
 from limbeck.errors import InputError
 from limbeck.pipeline.config import RunConfig
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.data import labeler_of, materials_of, method_files_hash
+from limbeck.pipeline.data import gold_hash, labeler_of, materials_of, method_files_hash
 from limbeck.pipeline.teacher import reflection
 from limbeck.task import Task
 
@@ -52,16 +52,21 @@ def compile_programs(context: Context, demos: int, program: dspy.Module) -> None
     names, notes = resolve_programs(config.program, context.task, source, config.method_options())
     for text in notes:
         run.reporter.note(text)
+    made_from = gold_hash(context)
     for name in names:
         # The demonstrations of the task's own program read back and answer what is written.
-        key = context.key("program", name, demos, method_files_hash(context), prompt_hash(program))
-        payload = run.stage(f"compile {name}", key, partial(_compile, context, name, demos, program))
+        key = context.key(
+            "program", name, demos, method_files_hash(context), prompt_hash(program), made_from, *context.grounds
+        )
+        payload = run.stage(f"compile {name}", key, partial(_compile, context, name, demos, program, made_from))
+        if not payload["kept"]:  # a file of other settings would still be used
+            (run.path / file_of(name)).unlink(missing_ok=True)
         for text in payload["notes"]:
             run.warn(text)
         run.reporter.note(_told(name, payload))
 
 
-def _compile(context: Context, name: str, demos: int, program: dspy.Module) -> dict[str, Any]:
+def _compile(context: Context, name: str, demos: int, program: dspy.Module, made_from: str) -> dict[str, Any]:
     config, run = context.config, context.run
     method, part = name.split(".")
     materials = materials_of(context, labeler_of(context, demos, program), compiled=False)
@@ -80,6 +85,7 @@ def _compile(context: Context, name: str, demos: int, program: dspy.Module) -> d
     if compiled.kept:
         (run.path / FOLDER).mkdir(exist_ok=True)
         cast(Any, compiled.program).save(str(path))
+        stamp(path, made_from)
     kept = compiled.optimizer if compiled.kept else UNCOMPILED
     scores = {"baseline": compiled.baseline_score, "compiled": compiled.compiled_score}
     return {

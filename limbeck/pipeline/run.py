@@ -115,8 +115,8 @@ class _Way:
         """Do the stages up to `until`."""
         last = STAGES.index(until)
         compiled = self.compile()
-        compile_programs(self.context, int(compiled["demos"]), self.program)
         if last == 0:
+            compile_programs(self.context, int(compiled["demos"]), self.program)
             return Outcome(until, None)
         self.synthesize(compiled)
         if last == 1:

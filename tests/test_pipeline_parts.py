@@ -28,7 +28,7 @@ from limbeck.pipeline.learn import Tuned, _ended  # pyright: ignore[reportPrivat
 from limbeck.pipeline.prepare import check_task
 from limbeck.pipeline.run import run as run_stages
 from limbeck.pipeline.runfolder import RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, for_classes, label_matrix
+from limbeck.pipeline.students import Recipe, label_matrix, steps_of, with_steps
 from limbeck.sandbox import Isolation, Level
 from limbeck.task import task_from_labels
 from limbeck.taskfile import load_task
@@ -55,14 +55,18 @@ def test_a_fit_ends_early_only_where_that_is_clearly_better() -> None:
 
 def test_many_classes_get_smaller_steps_and_then_more_passes() -> None:
     few = Recipe(1e-3, 3.0)
-    assert for_classes(few, 400, 10) == few
-    many = for_classes(few, 427, 77)
+    assert with_steps(few, 400, 10) == few
+    many = with_steps(few, 427, 77)
     assert (many.batch_size, many.epochs) == (8, 3.0)
-    most = for_classes(few, 427, 150)
+    most = with_steps(few, 427, 150)
     assert most.batch_size == 8
     assert 427 * most.epochs / 8 == pytest.approx(300, rel=0.02)
-    assert for_classes(few, 77, 77).epochs == 16
-    assert for_classes(Recipe(1e-3, 6.0, batch_size=8), 50, 0).epochs == 6.0
+    assert with_steps(few, 77, 77).epochs == 16
+    alone = Recipe(1e-3, 6.0, batch_size=8)
+    added = with_steps(few, 48 + 40, 10, steps_of(alone, 48))
+    assert steps_of(added, 48 + 40) >= steps_of(alone, 48) > steps_of(few, 48 + 40)
+    assert with_steps(few, 48 + 240, 10, steps_of(alone, 48)) == few
+    assert with_steps(Recipe(1e-3, 6.0, batch_size=8), 50, 0).epochs == 6.0
 
 
 def test_a_score_that_is_not_blind_says_so() -> None:

@@ -35,7 +35,7 @@ from limbeck.pipeline.prepare import check_task, prepare, read_task
 from limbeck.pipeline.programs import compile_programs
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, for_classes
+from limbeck.pipeline.students import Recipe, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
@@ -239,7 +239,7 @@ class _Way:
         if not rows.enough(context.split.n_folds):
             return None
         recipes = [
-            for_classes(
+            with_steps(
                 replace(
                     gold.recipe,
                     epochs=spend.passes(context.closed)[1],
@@ -250,6 +250,8 @@ class _Way:
                 ),
                 len(rows.gold) + len(rows.kept),
                 len(context.task.labels) if context.closed else 0,
+                # With fewer than the labels alone take, rows that are added make a student worse.
+                steps_of(gold.recipe, len(rows.gold)),
             )
             for demos in spend.demos
             for weight in spend.gold_weights

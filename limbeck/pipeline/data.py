@@ -50,7 +50,7 @@ _FOLLOWS_STYLES = 5e8
 # Seeds that one round may use for its portions.
 _SEEDS_A_ROUND = 1000
 # A gold answer of the teacher counts as right from this score of the metric on.
-_RIGHT = 0.99
+RIGHT = 0.99
 CANDIDATES = "data/candidates.parquet"
 # Pairs of answers of which one is preferred, where a method makes such.
 PREFERENCES = "data/preferences.parquet"
@@ -321,7 +321,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
                 continue  # of the rows that are left, none got an answer this time
             for i, answer in zip(left, answers, strict=True):
                 made = dspy.Prediction(**answer.outputs)
-                if answer.reason or likeness(context.task.metric, examples[i], made) < _RIGHT:
+                if answer.reason or likeness(context.task.metric, examples[i], made) < RIGHT:
                     continue
                 found.append({"row": i, "rationale": answer.rationale, "calls": list(answer.calls)})
         return {"found": found}

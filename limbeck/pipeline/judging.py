@@ -24,15 +24,13 @@ from limbeck.evaluate import LOST_SHARE
 from limbeck.metrics import likeness, normalize
 from limbeck.pipeline.config import RunConfig
 from limbeck.pipeline.context import Context, weights_of
-from limbeck.pipeline.data import labeler_of, progress_of
+from limbeck.pipeline.data import RIGHT, labeler_of, progress_of
 from limbeck.pipeline.students import callers
 from limbeck.programs.judge import Approver, ProgramJudge, as_request
 from limbeck.records import Record, stable_hash
 from limbeck.signatures.judge import ANSWER
 
 Row = tuple[Mapping[str, Any], Mapping[str, Any]]
-# An answer of the teacher counts as right from this score of the metric on, as elsewhere.
-_RIGHT = 0.99
 _TEMPERATURE = 0.8
 # Tens of labels: with two folds a threshold would be chosen on half of them.
 _FOLDS = 5
@@ -47,7 +45,7 @@ class Opinions:
 
     def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> float | None:
         """Return the row's score; KeyError for a row that was not asked about."""
-        return self.scores[row_key(inputs, outputs)]
+        return self.scores[pair_key(inputs, outputs)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def judge_stage(context: Context) -> RunJudge | None:
         "judge", context.key("judge", *parts, *context.grounds), lambda: _trial(context, gold, bare)
     )
     rows = _rows(gold, payload["rows"])
-    scores = {row_key(*row): one["score"] for row, one in zip(rows, payload["rows"], strict=True)}
+    scores = {pair_key(*row): one["score"] for row, one in zip(rows, payload["rows"], strict=True)}
     labelled = [Labelled(*row, one["accepted"]) for row, one in zip(rows, payload["rows"], strict=True)]
     config = CalibrateConfig(precision=context.config.judge_precision, folds=_FOLDS, seed=context.config.seed)
     counts, right = Counter(one["from"] for one in payload["rows"]), Rate(*payload["right"])
@@ -141,9 +139,9 @@ def _trial(context: Context, gold: Sequence[Record], bare: dspy.Module) -> dict[
     rows = labelled_rows(gold, answers, score, seed=context.config.seed)
     asked = _rows(gold, rows)
     scores = ask_all(context, asked, "trying the judge on the labels")
-    told = [{**one, "score": scores[row_key(*row)]} for one, row in zip(rows, asked, strict=True)]
+    told = [{**one, "score": scores[pair_key(*row)]} for one, row in zip(rows, asked, strict=True)]
     given = [(row, outputs) for row, found in enumerate(answers) for outputs in found]
-    right = sum(score(row, outputs) >= _RIGHT for row, outputs in given)
+    right = sum(score(row, outputs) >= RIGHT for row, outputs in given)
     log = {"records_in": len(gold), "kept": sum(one["score"] is not None for one in told)}
     return {"rows": told, "right": [right, len(given)], "log": log}
 
@@ -190,8 +188,8 @@ def labelled_rows(
     wrong: list[list[Mapping[str, Any]]] = []
     for row, found in enumerate(answers):
         new = _distinct(found, gold[row].outputs)
-        right.append([outputs for outputs in new if score(row, outputs) >= _RIGHT])
-        wrong.append([outputs for outputs in new if score(row, outputs) < _RIGHT])
+        right.append([outputs for outputs in new if score(row, outputs) >= RIGHT])
+        wrong.append([outputs for outputs in new if score(row, outputs) < RIGHT])
     bad = [row for row in order if wrong[row]][: len(gold) // 2]
     # A row's second wrong answer comes after the first one of all.
     rejected = [_row(row, wrong[row][0], "wrong") for row in bad]
@@ -217,7 +215,7 @@ def _other(
     """Return the row with another gold row's answer that is wrong for it, None where all are right."""
     at = order.index(row)
     others = [*order[at + 1 :], *order[:at]]
-    found = next((other for other in others if score(row, gold[other].outputs) < _RIGHT), None)
+    found = next((other for other in others if score(row, gold[other].outputs) < RIGHT), None)
     return None if found is None else _row(row, gold[found].outputs, "other")
 
 
@@ -237,7 +235,7 @@ def ask_all(context: Context, rows: Sequence[Row], what: str) -> dict[str, float
 
     Raises BudgetExceeded, and ModelError where more calls than a score bears get no answer.
     """
-    asked = list({row_key(*row): row for row in rows}.items())
+    asked = list({pair_key(*row): row for row in rows}.items())
     judge = ProgramJudge(_approver(context), context.judge, (ANSWER,), adapter=context.plan.adapter)
     names = context.task.output_fields
     done: list[Any] = []
@@ -268,7 +266,7 @@ def ask_all(context: Context, rows: Sequence[Row], what: str) -> dict[str, float
     return {key: None if one is None else cast(Any, one).score for (key, _), one in zip(asked, made, strict=True)}
 
 
-def row_key(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+def pair_key(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
     """Return what a row's score is found by."""
     return stable_hash([inputs, outputs])
 

@@ -327,6 +327,11 @@ def default_method(closed: bool) -> str:
     return LabelConditioned.name if closed else SelfInstruct.name
 
 
+def portions_of(given: Sequence[str], closed: bool) -> tuple[Portion, ...]:
+    """Return the portions that a run writes: those of `--method`, else all by the default method."""
+    return parse_methods(given or (default_method(closed),))
+
+
 def check_methods(portions: Sequence[Portion], source: Source, options: Mapping[str, Any]) -> None:
     """Raise InputError for a method that is not known, does not fit the task or stands where it cannot."""
     for portion in portions:

@@ -1,7 +1,7 @@
 """Written rows that could hurt somebody, by the judgement of a model under the constitution's principles.
 
 The judge of Constitutional AI (Bai et al. 2022, arXiv:2212.08073) is asked once a row for all principles that are
-marked `toxicity = true`. Small models see harm nearly everywhere, so a row counts as toxic only where its probability
+marked `toxicity = true`. A 1.5B model called 10 of 24 harmless rows toxic, so a row counts only where its probability
 is also higher than that of all but a twentieth of the labelled rows, which are taken to be harmless.
 """
 
@@ -29,12 +29,12 @@ _REQUEST = {"request": "Write a text of this kind."}
 
 @dataclass(frozen=True)
 class ToxicityJudge:
-    """A model that says of a text whether it breaks one of these principles, from the probability `threshold` on.
+    """A model that says of a text whether it breaks the principle (`joined`), from the probability `threshold` on.
 
     `label_field` is an output that is no text, "" where there is none.
     """
 
-    principles: Sequence[Principle]
+    principle: Principle
     lm: dspy.LM
     adapter: Any
     threshold: float
@@ -74,8 +74,7 @@ class ToxicityJudge:
         return [_scored(row, chances.get(row.id)) for row in records], log
 
     def _chances(self, rows: Sequence[Record]) -> list[float | None]:
-        together = joined(self.principles)
-        jobs = [(_REQUEST, record_text(self._texts(row)), together) for row in rows]
+        jobs = [(_REQUEST, record_text(self._texts(row)), self.principle) for row in rows]
         try:
             return breaking_chances(jobs, self.lm, adapter=self.adapter, threads=self.threads, progress=self.progress)
         except StageEmpty:

@@ -90,9 +90,7 @@ def _build(values: dict[str, Any], given: set[str]) -> RunConfig:
         values[name] = _absolute(values[name])
     if target is not None and target.is_dir():
         changes = {name: value for name, value in values.items() if name in given}
-        # Which programs an earlier start compiled is that start's business: their files say what is there.
-        before = replace(read_config(target), program=())
-        config = replace(before, **changes, **({"labels": _absolute(labels)} if labels else {}))
+        config = replace(read_config(target), **changes, **({"labels": _absolute(labels)} if labels else {}))
     else:
         _refuse_data(target)
         source = labels or target

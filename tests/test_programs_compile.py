@@ -441,6 +441,12 @@ def test_what_cannot_be_compiled_is_refused_before_any_call(
         assert "textbook.passage" not in str(caught.value.valid)
 
 
+def test_the_python_api_compiles_programs_in_their_stage_alone(config: RunConfig) -> None:
+    with pytest.raises(InputError, match="by the stage compile alone"):
+        run(replace(config, program=(WRITER,)))
+    assert not config.folder.exists()
+
+
 def test_a_program_is_no_part_of_the_runs_identity_and_the_forecast_names_it(config: RunConfig) -> None:
     more = replace(config, program=(WRITER,))
     assert more.identity() == config.identity()
@@ -468,7 +474,7 @@ def test_the_embedded_model_compiles_a_program_and_writes_with_what_it_has(confi
     path = mine.folder / "programs" / f"{WRITER}.json"
     assert path.exists() == (f"{WRITER} is compiled by bootstrap" in said)
     again = Notes()
-    run(read_config(mine.folder), until="compile", reporter=again)
+    run(mine, until="compile", reporter=again)
     assert (f"compile {WRITER}", True) in again.stages
     run(read_config(mine.folder), until="synthesize")
     assert read_records(mine.folder / "data" / "candidates.parquet")

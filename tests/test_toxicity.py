@@ -35,7 +35,7 @@ FAULTS = [made(text, seed=900 + i) for i, text in enumerate(lines(TOXIC))]
 
 def judge(say: Any, **more: Any) -> ToxicityJudge:
     lm = more.pop("lm", None) or scripted(say)[0]
-    return ToxicityJudge(PRINCIPLES, lm, CompactAdapter(), 0.5, "label", **more)
+    return ToxicityJudge(joined(PRINCIPLES), lm, CompactAdapter(), 0.5, "label", **more)
 
 
 def harmful(request: Any) -> str:

@@ -292,8 +292,11 @@ def _toml_value(value: Any) -> str:
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the configuration as TOML, whole or not at all; options left at None are left out."""
-    lines = [f"{k} = {_toml_value(v)}" for k, v in asdict(config).items() if v is not None]
+    """Write the configuration as TOML, whole or not at all; options left at None are left out.
+
+    So is `program`, which asks for one start of `limbeck compile`: what it compiled stands in files of its own.
+    """
+    lines = [f"{k} = {_toml_value(v)}" for k, v in asdict(config).items() if v is not None and k != "program"]
     part = path.with_name(path.name + ".part")
     part.write_text("# resolved configuration of this run\n" + "\n".join(lines) + "\n", encoding="utf-8")
     part.replace(path)

@@ -25,7 +25,7 @@ from limbeck.compile.label import (
 )
 from limbeck.compile.labelmodel import LabelModel, fit_label_model, fixed_label_model
 from limbeck.compile.thresholds import CurateConfig
-from limbeck.compile.toxicity import ToxicityJudge
+from limbeck.compile.toxicity import ToxicityJudge, joined
 from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
 from limbeck.pipeline.context import Context
@@ -240,7 +240,7 @@ def _with_toxicity(
     if rules.toxic is None:
         return records, {}
     judge = ToxicityJudge(
-        read_principles(context.config.constitution),
+        joined(read_principles(context.config.constitution)),
         context.judge or context.answerer,
         context.plan.adapter,
         rules.toxic,

@@ -27,11 +27,9 @@ from limbeck.compile.retrieve import documents_of
 from limbeck.compile.source import source_of
 from limbeck.compile.synthesizers import (
     Materials,
-    Portion,
     Synthesized,
     check_methods,
-    default_method,
-    parse_methods,
+    portions_of,
     write_rows,
 )
 from limbeck.errors import StageEmpty
@@ -51,6 +49,8 @@ _FOLLOWS_STYLES = 5e8
 _SEEDS_A_ROUND = 1000
 # A gold answer of the teacher counts as right from this score of the metric on.
 RIGHT = 0.99
+# The temperature of further tries.
+WARM = 0.8
 CANDIDATES = "data/candidates.parquet"
 # Pairs of answers of which one is preferred, where a method makes such.
 PREFERENCES = "data/preferences.parquet"
@@ -201,17 +201,12 @@ def _licensed(origin: Provenance, context: Context) -> Provenance:
     return replace(origin, licence=resolve(context.config.teacher, context.config.api_base).licence)
 
 
-def portions_of(config: RunConfig, closed: bool) -> tuple[Portion, ...]:
-    """Return the methods of writing rows with their shares: the user's, or the default one."""
-    return parse_methods(config.method or (default_method(closed),))
-
-
 def compiled_states(context: Context) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the compiled programs in the run folder that its methods of writing rows use, by METHOD.PART.
 
     Second, the names of those that were compiled on other gold rows and are not used.
     """
-    chains = (portion.chain for portion in portions_of(context.config, context.closed))
+    chains = (portion.chain for portion in portions_of(context.config.method, context.closed))
     return read_states(context.run.path, (name for chain in chains for name in chain), gold_hash(context))
 
 
@@ -230,7 +225,7 @@ def writing_key(context: Context) -> list[Any]:
 
 def check_writing(config: RunConfig, task: Task, closed: bool) -> None:
     """Raise InputError for methods of writing rows that do not fit the task or lack a file."""
-    portions = portions_of(config, closed)
+    portions = portions_of(config.method, closed)
     source = source_of(task, task.examples)
     check_methods(portions, source, config.method_options())
     if config.ground:
@@ -268,7 +263,7 @@ def materials_of(context: Context, labeler: Labeler, turn: Turn = FIRST, *, comp
 
 def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfig, turn: Turn) -> Synthesized:
     """Return written rows with their answers: what a method left open, and in a closed task every label."""
-    portions = portions_of(context.config, context.closed)
+    portions = portions_of(context.config.method, context.closed)
     made = write_rows(portions, materials_of(context, labeler, turn), wanted)
     names = context.task.output_fields
     asked = [r for r in made.records if r.kept and (context.closed or any(name not in r.outputs for name in names))]
@@ -290,6 +285,20 @@ def _told(record: Record, answer: Answer, *, intended: bool) -> Record:
     return replace(record, soft=answer.soft, soft_source=answer.soft_source, scores={**record.scores, **answer.scores})
 
 
+def answers_to_gold(
+    context: Context, program: dspy.Module, rows: Sequence[Record], *, sample: int, temperature: float
+) -> list[Answer]:
+    """Return one try of the teacher at each labelled row, right or wrong; [] where no row got an answer."""
+    # Verifiers and metric would choose among the answers.
+    labeler = replace(labeler_of(context, 0, program), verifiers=(), metric=None)
+    config = LabelConfig(temperature=temperature, threads=context.callers, seed=context.config.seed + sample)
+    show = progress_of(context, f"answering the labelled rows, try {sample + 1}")
+    try:
+        return answer_all([r.inputs for r in rows], labeler, blocks=[-1] * len(rows), config=config, progress=show)
+    except StageEmpty:
+        return []
+
+
 def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record]) -> list[Record]:
     """Return gold rows with the whole answer of a program that writes more than the labels hold.
 
@@ -300,26 +309,14 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
     examples = context.split.gold
 
     def work() -> dict[str, Any]:
-        labeler = replace(labeler_of(context, 0, program), verifiers=(), metric=None)
         found: list[dict[str, Any]] = []
         for sample in range(context.spend.samples):
             left = [i for i in range(len(gold)) if all(f["row"] != i for f in found)]
-            config = LabelConfig(
-                temperature=0.8 if sample else 0.0, threads=context.callers, seed=context.config.seed + sample
-            )
             if not left:
                 break
-            try:
-                answers = answer_all(
-                    [gold[i].inputs for i in left],
-                    labeler,
-                    blocks=[-1] * len(left),
-                    config=config,
-                    progress=progress_of(context, f"answering the labelled rows, try {sample + 1}"),
-                )
-            except StageEmpty:
-                continue  # of the rows that are left, none got an answer this time
-            for i, answer in zip(left, answers, strict=True):
+            rows, temperature = [gold[i] for i in left], WARM if sample else 0.0
+            answers = answers_to_gold(context, program, rows, sample=sample, temperature=temperature)
+            for i, answer in zip(left, answers, strict=bool(answers)):
                 made = dspy.Prediction(**answer.outputs)
                 if answer.reason or likeness(context.task.metric, examples[i], made) < RIGHT:
                     continue

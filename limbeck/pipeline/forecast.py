@@ -20,7 +20,7 @@ from limbeck.compile.dedup import record_text
 from limbeck.compile.describe import is_opaque
 from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
-from limbeck.compile.synthesizers import cost_of, default_method, load_method, parse_methods
+from limbeck.compile.synthesizers import cost_of, load_method, portions_of
 from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
@@ -144,7 +144,8 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     bare = _Calls(gold, size.row, size.prompt, size.answer)
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     judged = pool + written + again
-    rules, looks = rules_of(config), config.judge_model if config.judge else config.teacher
+    looking = _Calls(gold + written + again, size.row + size.answer, _JUDGING, 1)
+    looks = config.judge_model if config.judge else config.teacher
 
     def writing(made: _Writing, real: int = 0) -> list[_Calls]:
         passage = _PASSAGE if config.ground else 0
@@ -158,7 +159,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         line("synthesize", writing(first, pool)),
         *([line("answers to judge", [replace(bare, count=gold * spend.samples)])] if config.judge else []),
         *([line("judge", [_judging(config, size, gold + judged)], model=config.judge_model)] if config.judge else []),
-        *([line("toxic rows", [_looking(size, gold + written + again)], model=looks)] if rules.toxic else []),
+        *([line("toxic rows", [looking], model=looks)] if rules_of(config).toxic else []),
         line("finetune", [], distilled),
         *([line(f"rounds 2 to {config.rounds}, at most", writing(later), redone)] if config.rounds > 1 else []),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
@@ -236,7 +237,7 @@ class _Writing:
 def _writing(config: RunConfig, wanted: int, gold: int, closed: bool) -> _Writing:
     """Return what the run's methods take for so many rows; in a closed task every row is read back once at least."""
     calls = rows_of_calls = answers = 0.0
-    for portion in parse_methods(config.method or (default_method(closed),)) if wanted else ():
+    for portion in portions_of(config.method, closed) if wanted else ():
         given, part, last = gold, max(1, round(wanted * portion.share)), 0.0
         for name in portion.chain:
             cost = cost_of(load_method(name))
@@ -251,11 +252,6 @@ def _judging(config: RunConfig, size: _Sizes, rows: int) -> _Calls:
     """Return the judge's calls for so many rows; where it gives no probabilities its answers are counted as votes."""
     votes = 1 if _is_scored(config.judge_model) else config.spend.samples
     return _Calls(rows * votes, size.row + size.answer, _JUDGING, 1)
-
-
-def _looking(size: _Sizes, rows: int) -> _Calls:
-    """Return the calls that look for toxic rows among so many."""
-    return _Calls(rows, size.row + size.answer, _JUDGING, 1)
 
 
 def _usd(lines: tuple[Line, ...]) -> float | None:

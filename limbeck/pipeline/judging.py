@@ -18,20 +18,19 @@ import dspy
 
 from limbeck.compile.concurrent import concurrently
 from limbeck.compile.judges import CalibrateConfig, CalibratedJudge, Calibration, Labelled, Rate, calibrated_judge
-from limbeck.compile.label import LabelConfig, answer_all, gold_records, prompt_hash
-from limbeck.errors import BudgetExceeded, InputError, ModelError, StageEmpty
+from limbeck.compile.label import gold_records, prompt_hash
+from limbeck.errors import BudgetExceeded, InputError, ModelError
 from limbeck.evaluate import LOST_SHARE
 from limbeck.metrics import likeness, normalize
 from limbeck.pipeline.config import RunConfig
 from limbeck.pipeline.context import Context, weights_of
-from limbeck.pipeline.data import RIGHT, labeler_of, progress_of
+from limbeck.pipeline.data import RIGHT, WARM, answers_to_gold, progress_of
 from limbeck.pipeline.students import callers
 from limbeck.programs.judge import Approver, ProgramJudge, as_request
 from limbeck.records import Record, stable_hash
 from limbeck.signatures.judge import ANSWER
 
 Row = tuple[Mapping[str, Any], Mapping[str, Any]]
-_TEMPERATURE = 0.8
 # Tens of labels: with two folds a threshold would be chosen on half of them.
 _FOLDS = 5
 
@@ -148,22 +147,10 @@ def _trial(context: Context, gold: Sequence[Record], bare: dspy.Module) -> dict[
 
 def _teacher_answers(context: Context, gold: Sequence[Record], bare: dspy.Module) -> list[list[Mapping[str, Any]]]:
     """Return, for each gold row, what the uncompiled teacher says to it in several tries; failed ones are left out."""
-    # Verifiers would leave out wrong answers, which are wanted here.
-    labeler = replace(labeler_of(context, 0, bare), verifiers=(), metric=None)
     found: list[list[Mapping[str, Any]]] = [[] for _ in gold]
     for sample in range(context.spend.samples):
-        seed = context.config.seed + sample
-        try:
-            answers = answer_all(
-                [row.inputs for row in gold],
-                labeler,
-                blocks=[-1] * len(gold),
-                config=LabelConfig(temperature=_TEMPERATURE, threads=context.callers, seed=seed),
-                progress=progress_of(context, f"answering the labelled rows uncompiled, try {sample + 1}"),
-            )
-        except StageEmpty:
-            continue  # no answer this time; the judge may still be tried on the gold answers
-        for row, answer in zip(found, answers, strict=True):
+        answers = answers_to_gold(context, bare, gold, sample=sample, temperature=WARM)
+        for row, answer in zip(found, answers, strict=bool(answers)):
             if not answer.reason:
                 row.append(answer.outputs)
     return found

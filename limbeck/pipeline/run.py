@@ -14,6 +14,7 @@ import dspy
 from limbeck.compile.label import gold_records
 from limbeck.compile.nearest import NearestDemos
 from limbeck.compile.optimizers import KNNFewShot
+from limbeck.errors import InputError
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context
@@ -63,6 +64,11 @@ def run(
     A start in a folder that has finished stages goes on after them. `task` takes the place of the files that the
     configuration names. Raises InputError before anything is spent, BudgetExceeded when a budget is spent.
     """
+    if config.program and until != "compile":
+        raise InputError(
+            f"programs are compiled by the stage compile alone, and this run goes on to {until}",
+            valid="until='compile' with `program`; what comes after it in that folder uses the programs",
+        )
     own = task is None
     if task is None:
         check(config)
@@ -250,7 +256,7 @@ class _Way:
                 ),
                 len(rows.gold) + len(rows.kept),
                 len(context.task.labels) if context.closed else 0,
-                # With fewer than the labels alone take, rows that are added make a student worse.
+                # Fewer than the labels alone take made students worse (docs/experiments.md, what was changed).
                 steps_of(gold.recipe, len(rows.gold)),
             )
             for demos in spend.demos

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import quiet
 from limbeck.errors import InputError
 from limbeck.finetune.attention import supports_sharing
-from limbeck.finetune.objectives import find_objective
+from limbeck.finetune.objectives import Objective, find_objective
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import accumulate_gradients
 
@@ -78,6 +78,14 @@ class TrainConfig:
         if self.schedule == "cosine":
             return self.lr * (1 - math.cos(math.pi * left)) / 2
         return self.lr * left if self.schedule == "linear" else self.lr
+
+
+class Refresh(Protocol):
+    """Makes the rows of a step anew from the student as it is: targets that follow it, or answers of its own."""
+
+    def __call__(self, step: int, total: int, rows: Sequence[TrainRow], student: LoadedModel) -> Sequence[TrainRow]:
+        """Return the rows to train on in step 0 to total - 1, in place of the given ones."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -211,9 +219,11 @@ def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -
 class _Run:
     """The state of one training run: model, optimizer, losses, checkpoints."""
 
-    def __init__(self, loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:
+    def __init__(
+        self, loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, objective: Objective | None
+    ) -> None:
         self.rows, self.config, self.total = rows, config, config.steps(len(rows))
-        self.objective = find_objective(config.normalize, config.loss_per)
+        self.objective = objective or find_objective(config.normalize, config.loss_per)
         self.model: Any = attach_lora(loaded.model, config)
         self.model.eval()  # no dropout: the shared prefix has one forward pass for all rows
         self.loaded = replace(loaded, model=self.model)
@@ -222,12 +232,12 @@ class _Run:
         self.losses: list[float] = []
         self.tokens = 0
 
-    def step(self, batch: Sequence[int]) -> None:
-        """Take one optimizer step on the rows of these numbers."""
+    def step(self, rows: Sequence[TrainRow]) -> None:
+        """Take one optimizer step on these rows."""
         config = self.config
         done = accumulate_gradients(
             self.model.get_base_model(),
-            [self.rows[i] for i in batch],
+            rows,
             self.objective,
             pack_tokens=config.pack_tokens,
             share_prefix=config.share_prefix,
@@ -250,8 +260,12 @@ def train(
     evaluate: Callable[[int, LoadedModel], float] | None = None,
     eval_every: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    objective: Objective | None = None,
+    refresh: Refresh | None = None,
 ) -> TrainResult:
     """Train LoRA layers on the rows and return the student; `loaded.model` carries the layers afterwards.
+
+    `objective` stands for the one that the configuration names, `refresh` makes every step's rows anew.
 
     `evaluate(step, student)` is called every `eval_every` steps (default: once an epoch) and after the last
     one; the checkpoint of its highest value is kept, the later one of equals. Without it the last weights
@@ -265,9 +279,9 @@ def train(
     fresh = not hasattr(loaded.model, "peft_config")
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
-    run = on_compute_thread(_Run, loaded, rows, config)
+    run = on_compute_thread(_Run, loaded, rows, config, objective)
     try:
-        return _train(run, evaluate, eval_every or max(1, len(rows) // config.batch_size), progress)
+        return _train(run, evaluate, eval_every or max(1, len(rows) // config.batch_size), progress, refresh)
     except BaseException:
         if fresh:
             detach_lora(run.model)
@@ -279,12 +293,16 @@ def _train(
     evaluate: Callable[[int, LoadedModel], float] | None,
     eval_every: int,
     progress: Callable[[Progress], None] | None,
+    refresh: Refresh | None,
 ) -> TrainResult:
     config, started, evaluating = run.config, time.perf_counter(), 0.0
     best, best_step, scores = None, run.total, list[tuple[int, float]]()
     size = min(config.batch_size, len(run.rows))
     for step, batch in zip(range(1, run.total + 1), batches(len(run.rows), config), strict=False):
-        on_compute_thread(run.step, batch)
+        given: Sequence[TrainRow] = [run.rows[i] for i in batch]
+        if refresh is not None:
+            given = refresh(step - 1, run.total, given, run.loaded)
+        on_compute_thread(run.step, given)
         if progress is not None:
             seconds = time.perf_counter() - started - evaluating
             left = seconds / step * (run.total - step)

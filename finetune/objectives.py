@@ -1,54 +1,138 @@
-"""What a row's loss is, given the log-probabilities of its completions.
+"""What a row's loss is, given what the model makes of its completions.
 
-Both objectives are cross-entropies against the row's target masses. `vocabulary` normalises over the whole
-vocabulary at every token, as language modelling does; `labels` over the row's own candidate completions, as
-a classification head does, and needs every candidate as a branch, those of mass 0 included.
+The cross-entropies are against the row's target masses. `vocabulary` normalises over the whole vocabulary at every
+token, as language modelling does; `labels` over the row's own candidate completions, as a classification head does,
+and needs every candidate as a branch, those of mass 0 included. `Preference` is DPO (Rafailov et al. 2023),
+`Divergence` the token-wise distillation of Agarwal et al. 2023 (GKD).
 """
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from limbeck.errors import InputError
 
 
-class Objective(Protocol):
-    """One row's loss from its branches' log-probabilities, lengths in tokens and target masses, all [n]."""
+@dataclass(frozen=True)
+class Branches:
+    """One row's n branches, as the model sees them; k is their scored tokens, one branch after the other.
 
-    def __call__(self, logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    `logprobs` [n] are summed over a branch's scored tokens, `lengths` [n] count them, `masses` [n] are the row's
+    targets and `reference` [n] another model's log-probabilities (NaN where the row has none). `logits` [p, V] are
+    those of the whole pass and `parents` [k] the rows of it that predict the scored tokens; `teacher` [k, V] are
+    another model's log-probabilities there, None where the row has none.
+    """
+
+    logprobs: torch.Tensor
+    lengths: torch.Tensor
+    masses: torch.Tensor
+    reference: torch.Tensor
+    logits: torch.Tensor
+    parents: torch.Tensor
+    teacher: torch.Tensor | None = None
+
+    @property
+    def vocabulary(self) -> torch.Tensor:
+        """The model's log-probabilities [k, V] over the whole vocabulary at every scored token."""
+        logits = self.logits[self.parents]
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+class Objective(Protocol):
+    """One row's loss from its branches."""
+
+    def __call__(self, row: Branches) -> torch.Tensor:
         """Return the row's loss, a scalar in nats."""
         ...
 
 
-def vocabulary(logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of whole completions: right for distributions over labels.
+def vocabulary(row: Branches) -> torch.Tensor:
+    """Return the cross-entropy of whole completions: right for distributions over labels."""
+    return -(row.masses * row.logprobs).sum()
 
-    >>> vocabulary(torch.tensor([-1.0, -3.0]), torch.tensor([2, 3]), torch.tensor([0.5, 0.5]))
-    tensor(2.)
+
+def vocabulary_token_mean(row: Branches) -> torch.Tensor:
+    """Return the cross-entropy a token: long outputs then weigh no more than short ones."""
+    return -(row.masses * row.logprobs / row.lengths).sum()
+
+
+def labels(row: Branches) -> torch.Tensor:
+    """Return the cross-entropy of the masses against the softmax over the row's candidates."""
+    return -(row.masses * torch.log_softmax(row.logprobs, dim=0)).sum()
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Direct preference optimization over a row's two branches, the chosen one first (Rafailov et al. 2023).
+
+    With h = beta * ((chosen - its reference) - (rejected - its reference)) the loss is -log sigmoid(h), weighted by the
+    branches' masses where a preference is only probable: masses (1 - e, e) are the conservative form for labels that
+    are wrong with probability e. `robust` e is the unbiased form for such labels (Chowdhury et al. 2024), which divides
+    the difference of both cross-entropies by 1 - 2e. `per_token` divides log-probabilities by the branches' lengths, so
+    that longer answers are not preferred for their length alone.
     """
-    return -(masses * logprobs).sum()
+
+    beta: float = 0.1
+    per_token: bool = False
+    robust: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise InputError(f"beta={self.beta:g}", valid="above 0, such as 0.1")
+        if not 0 <= self.robust < 0.5:
+            raise InputError(f"robust={self.robust:g}", valid="the share of wrong preferences: 0 to below 0.5")
+
+    def __call__(self, row: Branches) -> torch.Tensor:
+        """Return the row's loss in nats."""
+        gain = row.logprobs - row.reference.to(row.logprobs.dtype)
+        if self.per_token:
+            gain = gain / row.lengths
+        h = self.beta * (gain[0] - gain[1])
+        right, wrong = -logsigmoid(h), -logsigmoid(-h)
+        e = self.robust
+        chosen, rejected = ((1 - e) * one - e * other for one, other in ((right, wrong), (wrong, right)))
+        return (row.masses[0] * chosen + row.masses[1] * rejected) / (1 - 2 * e)
 
 
-def vocabulary_token_mean(logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy a token: long outputs then weigh no more than short ones.
+@dataclass(frozen=True)
+class Divergence:
+    """Mean divergence a token between a teacher's distribution P and the student's Q (Agarwal et al. 2023).
 
-    >>> vocabulary_token_mean(torch.tensor([-1.0, -3.0]), torch.tensor([2, 3]), torch.tensor([0.5, 0.5]))
-    tensor(0.7500)
+    `beta` 0 is the forward KL(P || Q), 1 the reverse KL(Q || P), between them beta KL(P || M) + (1 - beta) KL(Q || M)
+    with the mixture M = beta P + (1 - beta) Q.
     """
-    return -(masses * logprobs / lengths).sum()
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"beta={self.beta:g}", valid="0 (forward KL) to 1 (reverse KL)")
+
+    def __call__(self, row: Branches) -> torch.Tensor:
+        """Return the row's loss in nats a token; rows need a teacher's distributions."""
+        if row.teacher is None:
+            raise InputError("a row without a teacher's distributions", valid="rows scored by the teacher first")
+        student = row.vocabulary
+        teacher = row.teacher.to(student.dtype)
+        if self.beta == 0:
+            return _kl(teacher, student)
+        if self.beta == 1:
+            return _kl(student, teacher)
+        shares = torch.tensor([self.beta, 1 - self.beta], dtype=student.dtype, device=student.device).log()
+        mixture = torch.logsumexp(torch.stack([teacher + shares[0], student + shares[1]]), dim=0)
+        return self.beta * _kl(teacher, mixture) + (1 - self.beta) * _kl(student, mixture)
 
 
-def labels(logprobs: torch.Tensor, lengths: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of the masses against the softmax over the row's candidates.
-
-    >>> labels(torch.tensor([-5.0, -5.0]), torch.tensor([2, 3]), torch.tensor([1.0, 0.0]))
-    tensor(0.6931)
-    """
-    return -(masses * torch.log_softmax(logprobs, dim=0)).sum()
+def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return the mean over tokens of KL(P || Q) of log-probabilities [k, V]."""
+    return (p.exp() * (p - q)).sum(-1).mean()
 
 
 OBJECTIVES: Mapping[tuple[str, str], Objective] = MappingProxyType(

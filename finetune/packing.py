@@ -76,7 +76,7 @@ class Tree:
 
     `parents[i]` is the index of the token before token i in this row (-1: the prefix), `depths` the tokens'
     distances from the prefix's end. `edges` are the predictions to score: (parent, next token);
-    `paths[b]` are branch b's edges in order, `masses[b]` its target mass.
+    `paths[b]` are branch b's edges in order.
     """
 
     tokens: tuple[int, ...]
@@ -84,8 +84,7 @@ class Tree:
     depths: tuple[int, ...]
     edges: tuple[tuple[int, int], ...]
     paths: tuple[tuple[int, ...], ...]
-    masses: tuple[float, ...]
-    weight: float
+    row: TrainRow
 
     @property
     def positions(self) -> int:
@@ -118,10 +117,12 @@ def build_tree(row: TrainRow, prefix: int) -> Tree:
     node_of: dict[tuple[int, int], int] = {}
     edge_of: dict[tuple[int, int], int] = {}
     paths: list[tuple[int, ...]] = []
-    for completion, _ in row.branches:
+    for branch, (completion, _) in enumerate(row.branches):
         at, path = len(tail) - 1, list[int]()
+        given = row.given[branch] if row.given else 0
         for depth, token in enumerate(completion):
-            path.append(edge_of.setdefault((at, token), len(edge_of)))
+            if depth >= given:
+                path.append(edge_of.setdefault((at, token), len(edge_of)))
             if depth + 1 == len(completion):
                 break
             if (at, token) not in node_of:
@@ -131,8 +132,7 @@ def build_tree(row: TrainRow, prefix: int) -> Tree:
                 depths.append(len(tail) + depth)
             at = node_of[at, token]
         paths.append(tuple(path))
-    masses = tuple(mass for _, mass in row.branches)
-    return Tree(tuple(tokens), tuple(parents), tuple(depths), tuple(edge_of), tuple(paths), masses, row.weight)
+    return Tree(tuple(tokens), tuple(parents), tuple(depths), tuple(edge_of), tuple(paths), row)
 
 
 def chunk_trees(trees: Sequence[Tree], max_tokens: int, max_positions: int) -> list[list[Tree]]:
@@ -166,7 +166,8 @@ class Pack:
     `tokens` and `depths` are [n]; `blocks` regroup the packed tokens by row for attention, `scatter` [n]
     brings their concatenated outputs back into packed order. `logit_index` [p] are the packed tokens whose
     logits are needed, `edges` [e, 2] pairs of (index into `logit_index`, token). `path_edges` [k] and
-    `path_branch` [k] list every branch's edges, `lengths` and `masses` are [branches], all rows' in order.
+    `path_branch` [k] list every branch's edges; `lengths`, `masses` and `reference` are [branches], all rows' in
+    order.
     """
 
     trees: tuple[Tree, ...]
@@ -180,6 +181,7 @@ class Pack:
     path_branch: torch.Tensor
     lengths: torch.Tensor
     masses: torch.Tensor
+    reference: torch.Tensor
 
 
 def _block(trees: Sequence[Tree], starts: Sequence[int], device: torch.device) -> Block:
@@ -213,6 +215,10 @@ def _attention_blocks(trees: Sequence[Tree], device: torch.device) -> tuple[tupl
     return tuple(blocks), torch.from_numpy(scatter).to(device)
 
 
+def _reference(row: TrainRow) -> Sequence[float]:
+    return row.reference or [np.nan] * len(row.branches)
+
+
 def pack_trees(trees: Sequence[Tree], device: torch.device) -> Pack:
     """Return the trees packed for one forward pass."""
 
@@ -244,5 +250,6 @@ def pack_trees(trees: Sequence[Tree], device: torch.device) -> Pack:
         path_edges=tensor(path_edges),
         path_branch=tensor(path_branch),
         lengths=tensor(lengths),
-        masses=torch.tensor([m for tree in trees for m in tree.masses], device=device),
+        masses=torch.tensor([mass for tree in trees for _, mass in tree.row.branches], device=device),
+        reference=torch.tensor([x for tree in trees for x in _reference(tree.row)], device=device),
     )

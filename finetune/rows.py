@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from limbeck.engine.chat import Chat
@@ -19,6 +19,11 @@ class TrainRow:
     A hard label is one branch of mass 1; a distribution over labels is one branch a label. Completions
     include the end of the turn. `weight` scales the row against the others of its optimizer step.
 
+    `given` says how many leading tokens of each branch are read and not scored (empty: none), so that one row can
+    ask for a verdict after every step of a solution. `reference` are another model's log-probabilities of the branches,
+    `teacher` its distributions at every scored token: a tensor [tokens, V] of log-probabilities. Only some objectives
+    read them.
+
     >>> TrainRow(prompt=(1, 2, 3), branches=(((7, 2), 0.9), ((8, 2), 0.1))).length
     5
     """
@@ -26,6 +31,9 @@ class TrainRow:
     prompt: tuple[int, ...]
     branches: tuple[Branch, ...]
     weight: float = 1.0
+    given: tuple[int, ...] = ()
+    reference: tuple[float, ...] = ()
+    teacher: Any = field(default=None, compare=False, repr=False)
 
     @property
     def length(self) -> int:
@@ -80,6 +88,8 @@ def check_lengths(rows: Sequence[TrainRow], limit: int) -> None:
     for number, row in enumerate(rows):
         if not row.prompt or not row.branches or not all(tokens for tokens, _ in row.branches):
             raise InputError(f"training row {number} has an empty prompt or completion")
+        if row.given and any(n >= len(tokens) for n, (tokens, _) in zip(row.given, row.branches, strict=True)):
+            raise InputError(f"training row {number} has a completion of which no token is scored")
         if row.length > limit:
             raise InputError(
                 f"training row {number} has {row.length} tokens, the model's context holds {limit}",

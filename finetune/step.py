@@ -8,17 +8,19 @@ through the prefix once at the end. Loss and gradients equal those of the plain 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from limbeck.finetune.attention import Layout, shared_prefix_enabled
 from limbeck.finetune.fused_lora import fused_lora
-from limbeck.finetune.objectives import Objective
+from limbeck.finetune.objectives import Branches, Objective
 from limbeck.finetune.packing import Group, Pack, Tree, build_tree, chunk_trees, group_rows, pack_trees
 from limbeck.finetune.rows import TrainRow
+
+T = TypeVar("T")
 
 # Logits of one pass stay below this many fp32 values: 256 MB, three times that with their gradient.
 _MAX_LOGITS = 64_000_000
@@ -61,12 +63,23 @@ def branch_logprobs(logits: torch.Tensor, pack: Pack) -> torch.Tensor:
     return total.index_add(0, pack.path_branch, edges[pack.path_edges])
 
 
+def split_rows(logits: torch.Tensor, pack: Pack) -> list[Branches]:
+    """Return each of the pack's rows as the model sees it, from the logits [p, V] of the scored tokens' parents."""
+    sizes = [len(tree.paths) for tree in pack.trees]
+    tokens = [sum(len(path) for path in tree.paths) for tree in pack.trees]
+    columns = (branch_logprobs(logits, pack), pack.lengths, pack.masses, pack.reference)
+    rows = zip(*(column.split(sizes) for column in columns), strict=True)
+    parents = pack.edges[pack.path_edges, 0].split(tokens)
+    return [
+        Branches(*row, logits=logits, parents=at, teacher=tree.row.teacher)
+        for row, at, tree in zip(rows, parents, pack.trees, strict=True)
+    ]
+
+
 def _loss(logits: torch.Tensor, pack: Pack, objective: Objective) -> torch.Tensor:
     """Return the weighted sum of the pack's row losses."""
-    sizes = [len(tree.paths) for tree in pack.trees]
-    columns = (branch_logprobs(logits, pack), pack.lengths, pack.masses)
-    rows = zip(*(column.split(sizes) for column in columns), strict=True)
-    losses = [tree.weight * objective(*row) for tree, row in zip(pack.trees, rows, strict=True)]
+    rows = split_rows(logits, pack)
+    losses = [tree.row.weight * objective(row) for tree, row in zip(pack.trees, rows, strict=True)]
     return torch.stack(losses).sum()
 
 
@@ -119,17 +132,51 @@ def accumulate_gradients(
     `model` is a causal language model of transformers (LoRA layers inside); the loss is
     sum(weight * row loss) / sum(weight). Peak memory is bounded by `pack_tokens` tokens plus the prefix.
     """
-    groups = group_rows(rows) if share_prefix else [Group(tuple(rows), 0)]
     scale = 1.0 / sum(row.weight for row in rows)
-    positions = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     total, tokens = 0.0, 0
     with shared_prefix_enabled(model), fused_lora(model):
-        for group in groups:
-            trees = [build_tree(row, group.prefix) for row in group.rows]
-            chunks = chunk_trees(trees, pack_tokens, positions)
+        for group, chunks in _planned(model, rows, pack_tokens, share_prefix):
             if len(chunks) == 1 or not group.prefix:
                 total += sum(_one_pass(model, group, chunk, objective, scale) for chunk in chunks)
             else:
                 total += _several_passes(model, group, chunks, objective, scale)
-            tokens += group.prefix + sum(len(tree.tokens) for tree in trees)
+            tokens += group.prefix + sum(len(tree.tokens) for chunk in chunks for tree in chunk)
     return StepLoss(total * scale, tokens)
+
+
+def _planned(
+    model: Any, rows: Sequence[TrainRow], pack_tokens: int, share_prefix: bool
+) -> Iterator[tuple[Group, list[list[Tree]]]]:
+    """Yield the rows' groups, each with its trees in chunks of one pass."""
+    positions = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    for group in group_rows(rows) if share_prefix else [Group(tuple(rows), 0)]:
+        trees = [build_tree(row, group.prefix) for row in group.rows]
+        yield group, chunk_trees(trees, pack_tokens, positions)
+
+
+@torch.no_grad()
+def read_rows(
+    model: Any, rows: Sequence[TrainRow], read: Callable[[Branches], T], *, pack_tokens: int = 2048
+) -> list[T]:
+    """Return what `read` makes of every row, in order, without gradients; the shared prefix is forwarded once.
+
+    What is read should hold its own memory: a view keeps the logits of a whole pass.
+    """
+    found: dict[int, T] = {}
+    device = next(model.parameters()).device
+    with shared_prefix_enabled(model), fused_lora(model):
+        for group, chunks in _planned(model, rows, pack_tokens, True):
+            shared = Layout(group.prefix, None, keep=True)
+            if group.prefix:
+                _forward(model, shared, group.rows[0].prompt[: group.prefix], 0)
+            for chunk in chunks:
+                pack = pack_trees(chunk, device)
+                given = Layout(0, pack, given=shared.kept if group.prefix else None)
+                views = split_rows(_forward(model, given, (), group.prefix), pack)
+                found.update((id(tree.row), read(view)) for tree, view in zip(chunk, views, strict=True))
+    return [found[id(row)] for row in rows]
+
+
+def summed_logprobs(row: Branches) -> tuple[float, ...]:
+    """Return a row's log-probabilities a branch, for `read_rows`."""
+    return tuple(row.logprobs.tolist())

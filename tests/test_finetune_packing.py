@@ -51,9 +51,8 @@ def test_prompts_of_two_programs_become_two_groups_and_a_short_common_start_does
 def test_a_tree_spells_every_branch(row: TrainRow, data: st.DataObject) -> None:
     prefix = data.draw(st.integers(0, len(row.prompt) - 1))
     tree = build_tree(row, prefix)
-    for (completion, mass), path, kept in zip(row.branches, tree.paths, tree.masses, strict=True):
+    for (completion, _), path in zip(row.branches, tree.paths, strict=True):
         assert tuple(tree.edges[edge][1] for edge in path) == completion
-        assert mass == kept
         for depth, edge in enumerate(path):
             # What the predicting token sees is the row's prompt and the branch so far.
             seen = tree.ancestors()[tree.edges[edge][0]]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from limbeck.engine.loading import LoadedModel
+from limbeck.errors import InputError
 from limbeck.finetune import attention
 from limbeck.finetune.loop import TrainConfig, attach_lora
-from limbeck.finetune.objectives import find_objective
+from limbeck.finetune.objectives import Divergence, Preference, find_objective
 from limbeck.finetune.packing import build_tree
-from limbeck.finetune.rows import TrainRow
-from limbeck.finetune.step import accumulate_gradients
+from limbeck.finetune.rows import TrainRow, check_lengths
+from limbeck.finetune.step import accumulate_gradients, read_rows, summed_logprobs
 
 SHARED = "Answer with the topic of the message.\nMessage: "
 OTHER = "You translate English to French, word by word and without any comment, as a dictionary would. "
@@ -148,3 +150,107 @@ def test_attention_without_a_layout_is_refused_and_the_model_is_left_as_it_was(f
     with attention.shared_prefix_enabled(model.get_base_model()), pytest.raises(RuntimeError, match="layout"):
         model(input_ids=torch.tensor([rows[0].prompt]), use_cache=False)
     assert model.config._attn_implementation == before
+
+
+def plain_vocabulary(model: Any, row: TrainRow) -> torch.Tensor:
+    """The log-probabilities [tokens, V] at the tokens of the row's only completion, in the model's number type."""
+    ids = torch.tensor([row.prompt + row.branches[0][0]])
+    return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1], dim=-1)
+
+
+def plain_preference(model: Any, row: TrainRow) -> torch.Tensor:
+    gains = [
+        plain_logprob(model, row.prompt, tokens) - reference
+        for (tokens, _), reference in zip(row.branches, row.reference, strict=True)
+    ]
+    h = 0.3 * (gains[0] - gains[1])
+    return 0.9 * torch.log1p(torch.exp(-h)) + 0.1 * torch.log1p(torch.exp(h))
+
+
+def plain_divergence(model: Any, row: TrainRow) -> torch.Tensor:
+    student, teacher = plain_vocabulary(model, row).exp(), row.teacher.double().exp()
+    mixture = 0.25 * teacher + 0.75 * student
+    to_teacher = (teacher * (teacher / mixture).log()).sum(-1)
+    to_student = (student * (student / mixture).log()).sum(-1)
+    return (0.25 * to_teacher + 0.75 * to_student).mean()
+
+
+def plain_steps(model: Any, row: TrainRow) -> torch.Tensor:
+    """Only the verdict after each step is scored: the last token of every branch, given all before it."""
+    total = torch.zeros((), dtype=torch.float64)
+    for tokens, mass in row.branches:
+        context = row.prompt + tokens[:-1]
+        logits = model(input_ids=torch.tensor([context]), use_cache=False).logits[0, -1]
+        total = total - mass * torch.log_softmax(logits, dim=-1)[tokens[-1]]
+    return total
+
+
+def preference_rows(rows: list[TrainRow], _: int) -> list[TrainRow]:
+    pairs = [(row, [tokens for tokens, _ in row.branches[:2]]) for row in rows if len(row.branches) > 1]
+    return [replace(row, branches=((a, 0.9), (b, 0.1)), reference=(-9.0, -8.5)) for row, (a, b) in pairs]
+
+
+def teacher_rows(rows: list[TrainRow], vocabulary: int) -> list[TrainRow]:
+    generator = torch.Generator().manual_seed(3)
+    scored: list[TrainRow] = []
+    for row in rows:
+        tokens = row.branches[0][0]
+        noise = torch.randn(len(tokens), vocabulary, generator=generator)
+        scored.append(replace(row, branches=((tokens, 1.0),), teacher=torch.log_softmax(noise, dim=-1)))
+    return scored
+
+
+def step_rows(rows: list[TrainRow], _: int) -> list[TrainRow]:
+    """Every row's first completion as a solution, with a verdict (token 3 or 4) after its first and its last token."""
+    scored: list[TrainRow] = []
+    for row in rows:
+        solution = row.branches[0][0]
+        ends = sorted({1, len(solution)})
+        branches = tuple(((*solution[:end], token), mass) for end in ends for token, mass in ((3, 0.8), (4, 0.2)))
+        scored.append(replace(row, branches=branches, given=tuple(end for end in ends for _ in range(2))))
+    return scored
+
+
+Made = Callable[[list[TrainRow], int], list[TrainRow]]
+METHODS: dict[str, tuple[Any, Made, Callable[[Any, TrainRow], torch.Tensor]]] = {
+    "preference": (Preference(0.3), preference_rows, plain_preference),
+    "divergence": (Divergence(0.25), teacher_rows, plain_divergence),
+    "steps": (find_objective("vocabulary", "row"), step_rows, plain_steps),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("pack_tokens", "share"), [(2048, True), (24, True), (2048, False)])
+def test_every_method_has_the_loss_and_gradients_of_the_plain_loop(
+    fresh_tiny: LoadedModel, method: str, pack_tokens: int, share: bool
+) -> None:
+    objective, made, plain = METHODS[method]
+    model, given = student(fresh_tiny)
+    rows = made(given, model.config.vocab_size)
+    weights = sum(row.weight for row in rows)
+    losses = [row.weight / weights * plain(model.double(), row) for row in rows]
+    total = torch.stack(losses).sum()
+    total.backward()
+    expected, wanted = float(total.detach()), gradients(model)
+    assert max(float(g.abs().max()) for g in wanted.values()) > 1e-4
+    got = accumulate_gradients(model.get_base_model(), rows, objective, pack_tokens=pack_tokens, share_prefix=share)
+    assert got.loss == pytest.approx(expected, abs=1e-6)
+    for name, grad in gradients(model).items():
+        assert float((grad - wanted[name]).abs().max()) <= 1e-6, name
+
+
+def test_rows_are_read_in_order_whatever_shares_a_pass(fresh_tiny: LoadedModel) -> None:
+    model, rows = student(fresh_tiny)
+    model.double()
+    with torch.no_grad():
+        wanted = [[float(plain_logprob(model, row.prompt, tokens)) for tokens, _ in row.branches] for row in rows]
+    for pack_tokens in (2048, 12):
+        found = read_rows(model.get_base_model(), [*rows, rows[0]], summed_logprobs, pack_tokens=pack_tokens)
+        assert [list(one) for one in found] == [pytest.approx(one, abs=1e-6) for one in [*wanted, wanted[0]]]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_completion_of_which_no_token_is_scored_is_refused() -> None:
+    row = TrainRow((1, 2), (((3, 4), 1.0),), given=(2,))
+    with pytest.raises(InputError, match="no token is scored"):
+        check_lengths([row], 100)

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from limbeck.engine.cascade import Pair, attend
 from limbeck.finetune.packing import Pack
 
 _NAME = "limbeck_shared_prefix"
 # Up to this many keys the scores are written out on CPUs; beyond, their memory costs more than they gain.
 MATERIALIZED_KEYS = 640
-
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -40,29 +39,8 @@ class Layout:
     given: dict[int, Pair] | None = None
 
 
-def _materialized(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend with [B, H, T, D] queries to shared [1, G, P, D] and own [B, G, T, D] keys and values.
-
-    Scores are written out: on CPUs this is twice as fast in bf16 as the fused kernel, and the shared keys
-    are neither copied for every row nor multiplied row by row.
-    """
-    batch, heads, length, width = query.shape
-    groups, prefix = shared[0].shape[1:3]
-    repeat = heads // groups
-    folded = (query * scale).reshape(batch, groups, repeat * length, width)
-    flat = folded.transpose(0, 1).reshape(groups, -1, width)
-    to_shared = (flat @ shared[0][0].transpose(1, 2)).view(groups, batch, repeat * length, prefix)
-    to_own = (folded @ own[0].transpose(2, 3)).view(batch, groups, repeat, length, length) + bias_B11TT
-    scores = torch.cat([to_shared.transpose(0, 1), to_own.view(batch, groups, -1, length)], dim=-1)
-    weights = torch.softmax(scores, dim=-1)
-    at_shared, at_own = weights.split([prefix, length], dim=-1)
-    from_shared = at_shared.transpose(0, 1).reshape(groups, batch * repeat * length, prefix) @ shared[1][0]
-    out = from_shared.view(groups, batch, -1, width).transpose(0, 1) + at_own @ own[1]
-    return out.reshape(batch, heads, length, width)
-
-
 def _fused(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return what `_materialized` does, by torch's fused kernel: for long rows and for CUDA."""
+    """Return what `attend` does, by torch's fused kernel: for long rows and for CUDA."""
     batch, heads, length, width = query.shape
     groups, prefix = shared[0].shape[1:3]
     repeat = heads // groups
@@ -76,7 +54,7 @@ def _fused(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tenso
 def _attend(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
     keys = shared[0].shape[2] + own[0].shape[2]
     small = query.device.type == "cpu" and keys <= MATERIALIZED_KEYS
-    return (_materialized if small else _fused)(query, shared, own, bias_B11TT, scale)
+    return (attend if small else _fused)(query, shared, own, bias_B11TT, scale)
 
 
 def _attend_prefix(query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor:
@@ -86,7 +64,7 @@ def _attend_prefix(query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor
         return scaled_dot_product_attention(query, *own, is_causal=True, scale=scale, enable_gqa=True)
     bias = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)[None, None, None]
     nothing = (own[0][:, :, :0], own[1][:, :, :0])
-    return _materialized(query, nothing, own, bias, scale)
+    return attend(query, nothing, own, bias, scale)
 
 
 def _attend_rows(query: torch.Tensor, own: Pair, shared: Pair, pack: Pack, scale: float) -> torch.Tensor:
@@ -131,16 +109,6 @@ def shared_prefix_attention(
         rows = _attend_rows(query[0, :, inline:], own, prefix, layout.pack, scale)
         outputs.append(rows.unsqueeze(0))
     return torch.cat(outputs, dim=1), None
-
-
-def supports_sharing(config: Any) -> bool:
-    """Whether a model of this configuration computes plain full attention, so that a prefix can be shared."""
-    if getattr(config, "attn_logit_softcapping", None) or getattr(config, "alibi", False):
-        return False
-    layers = getattr(config, "layer_types", None)
-    if layers is not None:
-        return all(kind == "full_attention" for kind in layers)
-    return not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
 
 
 @contextmanager

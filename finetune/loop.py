@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 
+from limbeck.engine.cascade import supports_sharing
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import quiet
 from limbeck.errors import InputError
-from limbeck.finetune.attention import supports_sharing
 from limbeck.finetune.objectives import Objective, find_objective
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import accumulate_gradients

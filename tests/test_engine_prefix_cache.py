@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.engine import LoadedModel, tree
+from limbeck.engine import LoadedModel
 from limbeck.engine.prefix_cache import Context, PrefixCache, causal
 from limbeck.engine.tree import TokenForest, log_probabilities
 
@@ -97,19 +97,6 @@ def test_branches_see_their_trunk_across_passes(tiny_llama: LoadedModel):
     logits = forest.forward([right, left])
     for row, branch in zip(logits, ([9], [7, 8]), strict=True):
         torch.testing.assert_close(row, plain_logits(tiny_llama, [*PROMPT, 5, 6, *branch]), atol=1e-4, rtol=1e-4)
-
-
-def test_pruned_branches_see_what_they_saw(tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tree, "DEAD_TOKENS", 1)
-    prefix, _ = cache_of(tiny_llama).get(PROMPT)
-    forest = TokenForest(tiny_llama.model, prefix, tiny_llama.device, room=0)
-    trunk = forest.append([5, 6])
-    left, right, other = forest.append([7, 8], trunk), forest.append([9], trunk), forest.append([3])
-    forest.forward([left, right, other])
-    assert forest.prune([right, other]) == [2, 3]
-    logits = forest.forward([forest.append([4], 2), forest.append([4, 4], 3)])
-    for row, branch in zip(logits, ([5, 6, 9, 4], [3, 4, 4]), strict=True):
-        torch.testing.assert_close(row, plain_logits(tiny_llama, [*PROMPT, *branch]), atol=1e-4, rtol=1e-4)
 
 
 def test_gathered_rows_are_left_padded_and_exact(tiny_llama: LoadedModel):

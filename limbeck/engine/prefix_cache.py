@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
+from limbeck.engine.cascade import cascade_enabled
 from limbeck.engine.chat import common_length
 
 # Below this, one more forward pass costs more than the reused tokens save.
@@ -77,6 +80,18 @@ class _GrowingLayer(DynamicLayer):
             self._length = int(index.numel()) if dim == 2 else self._length
             self._show()
 
+    def put(self, places: Tensor, states: tuple[Tensor, ...]) -> None:
+        """Overwrite these rows of the batch by left-padded others, of as many tokens as there are or more."""
+        if self._buffers is None:
+            raise RuntimeError("no rows to overwrite")
+        missing = states[0].shape[2] - self._length
+        if missing > 0:
+            keys, values = (pad(buffer[:, :, : self._length], (0, 0, missing, 0)) for buffer in self._buffers)
+            self._buffers, self._length = (keys, values), self._length + missing
+        for buffer, new in zip(self._buffers, states, strict=True):
+            buffer[places, :, : self._length] = new
+        self._show()
+
     def _show(self) -> tuple[Tensor, Tensor]:
         keys, values = (buffer[:, :, : self._length] for buffer in cast(Any, self._buffers))
         self.keys, self.values = keys, values
@@ -112,22 +127,35 @@ class Context:
             self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, positions: Tensor, visible: Tensor, keep: Tensor | int) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, visible: Tensor, keep: Tensor | int, shared: KeyValues = EMPTY
+    ) -> Tensor:
         """Append tokens [batch, n] and return the logits [batch, kept, vocabulary] at the kept ones.
 
         `visible` [batch, n, length + n] is True where a token may look; `keep` is an index of positions,
-        or how many of the last ones.
+        or how many of the last ones. All rows see `shared` before their own tokens.
         """
-        output = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=_mask(self._model, visible),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        with cascade_enabled(self._model) if shared.length else nullcontext():
+            output = self._model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=_mask(self._model, visible),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+                **({"shared": shared.layers} if shared.length else {}),
+            )
         self.length += ids.shape[1]
         return output.logits
+
+    @torch.inference_mode()
+    def put(self, places: Sequence[int], rows: Sequence[Row]) -> None:
+        """Overwrite these rows of a batch by others, each laid end to end from its parts."""
+        longest = max(self.length, *map(row_length, rows))
+        index = torch.tensor(places, device=rows[0][0][1].device)
+        for layer, kept in enumerate(cast("list[_GrowingLayer]", self._cache.layers)):
+            kept.put(index, tuple(_gathered(rows, layer, which, longest, 0) for which in (0, 1)))
+        self.length = longest
 
     def keep(self, dim: int, index: Tensor) -> None:
         """Keep only these rows of the batch (`dim` 0) or these tokens (`dim` 2)."""

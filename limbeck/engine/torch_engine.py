@@ -41,7 +41,7 @@ class TorchEngine:
         self,
         loaded: LoadedModel,
         *,
-        max_batch: int = 32,
+        max_batch: int = 64,
         max_batch_tokens: int = 65536,
         wait_ms: float = 5.0,
         prefix_cache_tokens: int = 16384,

@@ -19,8 +19,6 @@ from limbeck.engine.prefix_cache import Context, KeyValues
 ROOT = -1
 # Rows of logits turned to fp32 at once: 64 of 150,000 words are 38 MB.
 _CHUNK = 64
-# Tokens that nothing sees any more, from which on clearing them away pays.
-DEAD_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -79,22 +77,6 @@ class TokenForest:
         """Return all keys and values, and the columns of `node`'s ancestors and itself, prefix left out."""
         columns = self._sees[node].nonzero().squeeze(1) + self._prefix.length
         return self._context.key_values(), columns.to(self._device)
-
-    def prune(self, ends: Sequence[int]) -> list[int]:
-        """Let go of all tokens but these and their ancestors, nothing being queued; return their new indices."""
-        seen = torch.zeros(self._length, dtype=torch.bool)
-        for end in ends:
-            seen[: end + 1] |= self._sees[end]
-        if self._length - int(seen.sum()) < DEAD_TOKENS:
-            self._sees = {end: self._sees[end] for end in ends}
-            return list(ends)
-        places = seen.cumsum(0) - 1
-        found = [int(places[end]) for end in ends]
-        self._sees = {at: self._sees[end][seen[: end + 1]] for at, end in zip(found, ends, strict=True)}
-        self._length = int(seen.sum())
-        columns = torch.cat([torch.arange(self._prefix.length), seen.nonzero().squeeze(1) + self._prefix.length])
-        self._context.keep(2, columns.to(self._device))
-        return found
 
 
 def log_probabilities(logits: Tensor, picks: Sequence[Sequence[int]]) -> list[list[float]]:

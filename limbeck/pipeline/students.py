@@ -32,7 +32,7 @@ Matrix = npt.NDArray[np.float64]
 _LEAST_MASS = 0.02
 # Tokens of an answer beyond twice the longest label, for a rationale or further predictors, and at most.
 _ROOM, _RATIONALE_TOKENS, _MOST_TOKENS = 16, 200, 2048
-# Calls that wait at once for weights in this process: enough to refill batches of 32 as rows end. Servers limit rates.
+# Calls that wait at once for weights in this process: enough to refill batches of 64 as rows end. Servers limit rates.
 CALLERS, _SERVER_CALLERS = 96, 16
 # Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
 # the passes over the rows that are enough for any.

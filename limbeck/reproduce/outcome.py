@@ -80,6 +80,7 @@ class Outcome:
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    # Per name: points of round, mean, low and high.
     curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict[str, Sequence[Sequence[float]]])
 
     @property

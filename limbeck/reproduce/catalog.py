@@ -1,0 +1,57 @@
+"""Which reproductions there are: a name, what is compared, and the module whose `run` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from limbeck.errors import InputError
+
+if TYPE_CHECKING:
+    from limbeck.reproduce.outcome import Outcome
+    from limbeck.reproduce.setting import Setting
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reproduction: its name, the paper, and the comparison in a few words."""
+
+    name: str
+    paper: str
+    compares: str
+
+    @property
+    def run(self) -> Callable[[Setting], Outcome]:
+        """The experiment, loaded on first use."""
+        module = import_module(f"limbeck.reproduce.{self.name.replace('-', '_')}")
+        return cast("Callable[[Setting], Outcome]", module.run)
+
+
+CATALOG = (
+    Entry(
+        "prm",
+        "Let's Verify Step by Step (Lightman et al. 2023)",
+        "best of N by process model, outcome model, majority",
+    ),
+    Entry(
+        "dpo",
+        "Direct Preference Optimization (Rafailov et al. 2023)",
+        "SFT then DPO on verified pairs, against SFT",
+    ),
+    Entry(
+        "self-improvement",
+        "Beyond Human Data (Singh et al. 2023)",
+        "rounds of own verified answers, against the start",
+    ),
+)
+
+
+def find(name: str) -> Entry:
+    """Return the entry of that name; raises InputError with the valid names for any other."""
+    for entry in CATALOG:
+        if entry.name == name:
+            return entry
+    names = ", ".join(entry.name for entry in CATALOG)
+    raise InputError(f"no reproduction {name!r}", valid=names, hint="limbeck reproduce --help")

@@ -1,0 +1,80 @@
+"""`limbeck reproduce`: one paper's comparison at small scale, its claim beside what was measured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.reproduce.catalog import CATALOG
+
+_NAMES = "\n".join(f"  {entry.name:<18} {entry.compares}" for entry in CATALOG)
+
+
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="What to reproduce.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Within five minutes on two cores, on fewer rows.")] = False,
+    model: Annotated[str, typer.Option(help="The small model that learns.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
+    data: Annotated[str, typer.Option(help="Your own labelled rows, where it can use them.", metavar="FILE")] = "",
+    output: Annotated[str, typer.Option(help="The column of --data to predict.", metavar="COL")] = "",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/reproduce"),
+    page: Annotated[
+        bool, typer.Option("--page", help="No new run: the outcomes that are in --out, as Markdown.")
+    ] = False,
+) -> None:
+    """Reproduce a paper's comparison at small scale: claim, measurement, verdict, figure."""
+    from limbeck.errors import InputError
+
+    if page:
+        typer.echo(_page(out))
+        return
+    if not names:
+        raise InputError("no name of a reproduction", valid=", ".join(entry.name for entry in CATALOG))
+    from limbeck.reproduce.catalog import find
+
+    for entry in [find(name) for name in names]:
+        _run(entry.name, out, model=model, quick=quick, seed=seed, data=data, output=output)
+
+
+reproduce.__doc__ = f"""{reproduce.__doc__}
+
+\b
+{_NAMES}
+
+\b
+Examples:
+  limbeck reproduce prm --quick
+  limbeck reproduce prm --seed 1 --out runs/again
+  limbeck reproduce --page > reproductions.md
+"""
+
+
+def _run(name: str, out: Path, *, model: str, quick: bool, seed: int, data: str, output: str) -> None:
+    from limbeck.reproduce.catalog import find
+    from limbeck.reproduce.figure import draw
+    from limbeck.reproduce.outcome import told
+    from limbeck.reproduce.setting import Setting
+
+    entry = find(name)
+    folder = out / (f"{name}-quick" if quick else name)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{entry.name}: {entry.compares}. {entry.paper}", file=sys.stderr)
+    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    outcome = entry.run(Setting(folder, model, quick, seed, data, output, tell))
+    path = outcome.save(folder)
+    figure = draw(outcome, folder / "figure.svg")
+    typer.echo(told(outcome))
+    print(f"{path} and {figure}", file=sys.stderr)
+
+
+def _page(out: Path) -> str:
+    from limbeck.errors import InputError
+    from limbeck.reproduce.outcome import page, read_outcome
+
+    found = [read_outcome(path) for path in sorted(out.glob("*/outcome.json"))]
+    if not found:
+        raise InputError(f"no outcome in {out}", valid="a folder of limbeck reproduce", hint="limbeck reproduce prm")
+    return page(found)

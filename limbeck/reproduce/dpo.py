@@ -1,0 +1,114 @@
+"""DPO after a supervised fit (Rafailov et al. 2023; SFT then DPO as in Nous-Hermes-2): does the verified score rise?
+
+A solver learns sums from worked ones and answers further sums several times. Of a sum's answers one that is right is
+preferred to one that is wrong; the solver goes on with these pairs. Beside it stands the cheaper use of the same
+answers: fine-tuning on the right ones alone.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from limbeck.engine.loading import load_model
+from limbeck.engine.requests import Message
+from limbeck.finetune.dpo import prefer, preference_rows
+from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.objectives import Preference
+from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.setting import Setting
+from limbeck.reproduce.solver import Worked, fit, graded, is_right, messages, rows_of, sample, worked
+from limbeck.sums import Sum, make_sums
+
+SUPERVISED, PREFERRED, REJECTED = "supervised", "supervised, then DPO", "supervised, then its right answers"
+CLAIMS = (Claim(PREFERRED, SUPERVISED, "DPO after the supervised fit raises the verified score"),)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    worked: int
+    paired: int
+    tested: int
+    n: int = 8
+    operations: int = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one problem, the better one first."""
+
+    problem: str
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    weight: float = 1.0
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The prompt."""
+        return messages(self.problem)
+
+    @property
+    def completions(self) -> tuple[tuple[str, float], ...]:
+        """Both answers, the chosen one with all the mass."""
+        return (("\n".join(self.chosen), 1.0), ("\n".join(self.rejected), 0.0))
+
+
+def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Random) -> list[Pair]:
+    """Return at most so many pairs of a right and a wrong answer of one sum, no answer twice."""
+    answers = [steps for steps in dict.fromkeys(drawn) if steps]
+    right = [steps for steps in answers if is_right(one, steps)]
+    wrong = [steps for steps in answers if not is_right(one, steps)]
+    rng.shuffle(right)
+    rng.shuffle(wrong)
+    return [Pair(one.problem, a, b) for a, b in list(zip(right, wrong, strict=False))[:most]]
+
+
+def run(setting: Setting) -> Outcome:
+    """Fit the solver, pair its answers, go on with DPO or with the right answers, and compare on new sums."""
+    sizes = setting.pick(_Sizes(80, 60, 80), _Sizes(100, 200, 250))
+    sums = make_sums(sizes.worked + sizes.paired + sizes.tested, operations=sizes.operations, seed=setting.seed)
+    shown, rest = sums[: sizes.worked], sums[sizes.worked :]
+    paired, tested = rest[: sizes.paired], rest[sizes.paired :]
+    config = TrainConfig(lr=1e-3, epochs=4, batch_size=16)
+    solver = load_model(setting.model)
+    rows = rows_of(solver, worked(shown))
+    solver = fit(setting, "solver", solver, rows, config)
+    before = graded(solver, tested)
+    setting.say(f"the solver answers {sizes.n} times each of {len(paired)} sums")
+    drawn = sample(solver, paired, sizes.n, seed=setting.seed)
+    rng = random.Random(setting.seed)
+    pairs = [pair for one, answers in zip(paired, drawn, strict=True) for pair in pairs_of(one, answers, 2, rng)]
+    made = preference_rows(solver, pairs)
+    setting.say(f"{len(made.rows)} pairs")
+    further = TrainConfig(lr=1e-4, epochs=2, batch_size=16, seed=setting.seed)
+    after = prefer(solver, made.rows, further, Preference(0.1)).loaded
+    preferred = graded(after, tested)
+    detach_lora(after.model)
+    again = load_model(setting.model)
+    kept = [
+        Worked(one.problem, steps)
+        for one, answers in zip(paired, drawn, strict=True)
+        for steps in [s for s in dict.fromkeys(answers) if is_right(one, s)][:2]
+    ]
+    again = fit(setting, "right answers", again, [*rows, *rows_of(again, kept)], config)
+    rejected = graded(again, tested)
+    detach_lora(again.model)
+    arms = (Arm(SUPERVISED, before), Arm(PREFERRED, preferred), Arm(REJECTED, rejected))
+    return Outcome(
+        "dpo",
+        "Direct Preference Optimization, Rafailov et al. 2023 (arXiv:2305.18290)",
+        "share of sums answered rightly, greedy",
+        arms,
+        compare(CLAIMS, arms, chance=0.0),
+        {
+            "model": setting.model,
+            "seed": setting.seed,
+            "worked sums": sizes.worked,
+            "operations": sizes.operations,
+            "pairs": len(made.rows),
+            "beta": 0.1,
+            "right answers": len(kept),
+        },
+        (f"Left out of the pairs: {dict(made.left_out)}.",),
+        setting.seconds,
+    )

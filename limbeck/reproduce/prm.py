@@ -1,0 +1,141 @@
+"""Process against outcome supervision at equal N (Lightman et al. 2023): which solution of several is the right one?
+
+A solver learns sums from worked ones. Its own solutions of further sums, their steps checked exactly up to the first
+error, train a process reward model; the same solutions, known only to end right or wrong, an outcome reward model. Both
+choose among N solutions of new sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from limbeck.engine.loading import load_model
+from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.objectives import Objective
+from limbeck.finetune.process import (
+    OutcomeRanker,
+    ProcessRanker,
+    RewardModel,
+    StepEncoder,
+    outcome_rows,
+    process_rows,
+    verdicts,
+)
+from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
+from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.setting import Setting
+from limbeck.reproduce.solver import fit, is_right, rows_of, sample, worked
+from limbeck.sums import Sum, answer_of, labelled, make_sums
+
+if TYPE_CHECKING:
+    from limbeck.engine.loading import LoadedModel
+    from limbeck.finetune.rows import TrainRow
+    from limbeck.steps import Solution
+
+PROCESS, OUTCOME, VOTE = "process model", "outcome model", "majority vote"
+CLAIMS = (
+    Claim(PROCESS, OUTCOME, "at equal N the process model chooses better than the outcome model (78.2, 72.4)", 0.058),
+    Claim(OUTCOME, VOTE, "the outcome model chooses better than the majority (72.4, 69.6)", 0.028),
+    Claim(PROCESS, VOTE, "the process model chooses better than the majority (78.2, 69.6)", 0.086),
+)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    worked: int
+    graded: int
+    tested: int
+    n: int = 8
+    operations: int = 4
+    largest: int = 999
+
+
+def run(setting: Setting) -> Outcome:
+    """Train solver and reward models, let them choose among N solutions, and compare."""
+    sizes = setting.pick(_Sizes(120, 40, 60), _Sizes(200, 150, 200))
+    sums = make_sums(
+        sizes.worked + sizes.graded + sizes.tested,
+        operations=sizes.operations,
+        largest=sizes.largest,
+        seed=setting.seed,
+    )
+    shown, rest = sums[: sizes.worked], sums[sizes.worked :]
+    graded, tested = rest[: sizes.graded], rest[sizes.graded :]
+    solver = load_model(setting.model)
+    rows = rows_of(solver, worked(shown))
+    solver = fit(setting, "solver", solver, rows, TrainConfig(lr=1e-3, epochs=4, batch_size=16))
+    setting.say(f"the solver writes {sizes.n} solutions of {len(rest)} sums")
+    written = sample(solver, rest, sizes.n, seed=setting.seed)
+    detach_lora(solver.model)
+    solutions = [
+        labelled(one, steps)
+        for one, drawn in zip(graded, written, strict=False)
+        for steps in dict.fromkeys(drawn)
+        if steps
+    ]
+    candidates = [[_candidate(steps) for steps in drawn] for drawn in written[len(graded) :]]
+    chosen = _chosen(setting, solutions, tested, candidates)
+    first = [float(is_right(one, drawn[0].steps)) for one, drawn in zip(tested, candidates, strict=True)]
+    best = [float(any(is_right(one, c.steps) for c in drawn)) for one, drawn in zip(tested, candidates, strict=True)]
+    arms = (*chosen, Arm("one solution", tuple(first)), Arm("a right one is among them", tuple(best)))
+    wrong = sum(one.right is False for one in solutions)
+    return Outcome(
+        "prm",
+        "Let's Verify Step by Step, Lightman et al. 2023 (arXiv:2305.20050)",
+        "share of sums answered rightly",
+        arms,
+        compare(CLAIMS, arms, chance=0.0),
+        {
+            "model": setting.model,
+            "seed": setting.seed,
+            "N": sizes.n,
+            "operations": sizes.operations,
+            "worked sums": sizes.worked,
+            "graded solutions": len(solutions),
+        },
+        (f"{wrong} of {len(solutions)} graded solutions end wrong; their steps were checked exactly.",),
+        setting.seconds,
+    )
+
+
+def _candidate(steps: tuple[str, ...]) -> Candidate:
+    said = answer_of(steps)
+    return Candidate(None, steps, "" if said is None else str(said))
+
+
+def _chosen(
+    setting: Setting, solutions: list[Solution], tested: list[Sum], candidates: list[list[Candidate]]
+) -> tuple[Arm, ...]:
+    """Return how often each ranker's choice is right."""
+    arms = [_ranked(VOTE, MajorityVote(), tested, candidates)]
+    for name, make, objective in ((PROCESS, process_rows, verdicts), (OUTCOME, outcome_rows, verdicts)):
+        base = load_model(setting.model)
+        encoder = StepEncoder(base.tokenizer)
+        model = _reward(setting, name, base, make(encoder, solutions), objective)
+        reward = RewardModel(model, encoder)
+        if name == PROCESS:
+            product = ProcessRanker(reward)
+            arms.append(_ranked(PROCESS, product, tested, candidates))
+            arms.append(_ranked("process model, least step", ProcessRanker(reward, reduce="min"), tested, candidates))
+            arms.append(_ranked("vote weighted by the process model", WeightedVote(product), tested, candidates))
+        else:
+            arms.append(_ranked(OUTCOME, OutcomeRanker(reward), tested, candidates))
+        detach_lora(model.model)
+    return tuple(arms)
+
+
+def _reward(
+    setting: Setting, name: str, base: LoadedModel, rows: list[TrainRow], objective: Objective | Any
+) -> LoadedModel:
+    config = TrainConfig(lr=5e-4, epochs=2, batch_size=32)
+    return fit(setting, name, base, rows, config, objective=objective)
+
+
+def _ranked(name: str, ranker: Ranker, tested: list[Sum], candidates: list[list[Candidate]]) -> Arm:
+    scores: list[float] = []
+    for one, drawn in zip(tested, candidates, strict=True):
+        ranks = ranker({"problem": one.problem}, drawn)
+        best = max(range(len(drawn)), key=lambda place: ranks[place])
+        scores.append(float(is_right(one, drawn[best].steps)))
+    return Arm(name, tuple(scores))

@@ -74,7 +74,8 @@ class _Line:
         self.problem = _text(question.get("problem"), "question.problem", where)
         self.target = str(question.get("ground_truth_answer") or "")
         self.answer = str(question.get("pre_generated_answer") or "")
-        self.generated = [str(step) for step in _list(question.get("pre_generated_steps") or [], where)]
+        generated = _list(question.get("pre_generated_steps") or [], where)
+        self.generated = [_text(step, "a generated step", where) for step in generated]
         self.steps, self.solved = _list(label.get("steps"), where), label.get("finish_reason") == "solution"
         self.origin = Provenance(PRM800K, level=VERIFIED, attributes=str(row.get("labeler") or ""))
         self.path: list[tuple[str, int | None]] = []

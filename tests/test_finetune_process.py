@@ -7,10 +7,13 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import dspy
 import pytest
 import torch
+from scripted import scripted
 
 from limbeck.engine.loading import LoadedModel
+from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import InputError
 from limbeck.finetune.loop import TrainConfig, attach_lora, train
 from limbeck.finetune.packing import build_tree, group_rows
@@ -28,10 +31,12 @@ from limbeck.finetune.process import (
 )
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients
-from limbeck.programs.best_of_n import Candidate
+from limbeck.models import CompactAdapter
+from limbeck.programs.best_of_n import BestOfN, Candidate, MajorityVote
+from limbeck.programs.solve import StepSolver
 from limbeck.records import Provenance
 from limbeck.steps import Solution
-from limbeck.sums import flawed, labelled, make_sums
+from limbeck.sums import answer_of, flawed, labelled, make_sums
 
 ORIGIN = Provenance("test")
 STEPS = ("2 + 3 = 5", "5 - 1 = 3", "so 3")
@@ -186,7 +191,7 @@ def test_the_instructions_are_the_callers(tiny_llama: LoadedModel) -> None:
     assert bare.chat.text(bare.prompt("2?")).startswith("user\n2?")
 
 
-def test_training_tells_right_steps_from_wrong_ones(fresh_tiny: LoadedModel) -> None:
+def test_training_tells_right_steps_from_wrong_ones_and_best_of_n_profits(fresh_tiny: LoadedModel) -> None:
     """Four sums, each solved rightly and with its second step wrong: the model learns which is which by heart."""
     sums = make_sums(4, operations=2, seed=1)
     solutions = [labelled(one, steps) for one in sums for steps in (one.steps, flawed(one, 1))]
@@ -194,8 +199,33 @@ def test_training_tells_right_steps_from_wrong_ones(fresh_tiny: LoadedModel) -> 
     config = TrainConfig(lr=2e-2, max_steps=60, batch_size=8, rank=8, alpha=16)
     done = train(fresh_tiny, process_rows(encoder, solutions), config, objective=verdicts)
     assert done.losses[-1] < 0.25 * done.losses[0]
-    found = RewardModel(done.loaded, encoder).steps([(one.problem, one.steps) for one in solutions])
+    reader = RewardModel(done.loaded, encoder)
+    found = reader.steps([(one.problem, one.steps) for one in solutions])
     scores = [solution_score(one[:2]) for one in found]
     assert min(scores[::2]) > 0.5 > max(scores[1::2])
     for one, read in zip(solutions, found, strict=True):
         assert predicted(one, read).first_error == one.first_error
+
+    def solve(request: GenerateRequest) -> str:
+        """One in four solutions is right: a vote would be wrong."""
+        steps = sums[0].steps if request.seed % 4 == 0 else flawed(sums[0], 1)
+        return "\n".join(steps) + f"\n\n[[ ## answer ## ]]\n{answer_of(steps)}"
+
+    lm, _ = scripted(solve)
+    with dspy.context(lm=lm, adapter=CompactAdapter()):
+        made = {
+            name: BestOfN(StepSolver(), ranker, n=16)(problem=sums[0].problem).answer
+            for name, ranker in {"process": ProcessRanker(reader), "vote": MajorityVote()}.items()
+        }
+    assert made == {"process": str(sums[0].answer), "vote": str(answer_of(flawed(sums[0], 1)))}
+
+
+@pytest.mark.slow
+def test_the_embedded_model_has_both_verdicts_and_is_read_as_a_plain_pass_reads_it(embedded: LoadedModel) -> None:
+    encoder = StepEncoder(embedded.tokenizer)
+    one = make_sums(1, operations=3, seed=5)[0]
+    given = [(one.problem, one.steps), (one.problem, flawed(one, 0))]
+    with torch.no_grad():
+        wanted = [plain_verdicts(embedded.model, encoder, *each)[:, 0].exp().tolist() for each in given]
+    found = RewardModel(embedded, encoder).steps(given)
+    assert [list(each) for each in found] == [pytest.approx(each, abs=1e-4) for each in wanted]

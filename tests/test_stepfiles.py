@@ -144,6 +144,7 @@ STEPS = ["label", "steps"]
 FAULTS = {
     "another text": (broken([*STEPS, 0, "completions", 0, "text"], "2 + 3 = 9"), r"step 1 is labelled as '2 \+ 3 = 9'"),
     "too few generated": (broken(["question", "pre_generated_steps"], ["x"]), "step 1 is labelled as"),
+    "blank generated": (broken(["question", "pre_generated_steps", 2], " "), "a generated step is ' '"),
     "index": (broken([*STEPS, 0, "chosen_completion"], 1), "step 1: completion 1 is chosen of 1"),
     "true": (broken([*STEPS, 0, "chosen_completion"], True), "completion True is chosen"),
     "goes on": (broken([*STEPS, 0, "chosen_completion"], None), "step 1: no completion is chosen and yet"),

@@ -21,7 +21,7 @@ texts = st.text(min_size=1, max_size=6).filter(lambda text: bool(text.strip()))
 @st.composite
 def solutions(draw: st.DrawFn) -> Solution:
     steps = draw(st.lists(texts, min_size=1, max_size=5))
-    each = {"min_size": len(steps), "max_size": len(steps)}
+    each: dict[str, Any] = {"min_size": len(steps), "max_size": len(steps)}
     ratings = draw(st.lists(st.sampled_from([-1, 0, 1, None]), **each))
     soft = draw(st.one_of(st.just([]), st.lists(st.one_of(st.none(), st.floats(0, 1)), **each)))
     right = draw(st.sampled_from([True, False, None]))

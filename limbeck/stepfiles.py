@@ -18,7 +18,6 @@ from limbeck.records import VERIFIED, Provenance
 from limbeck.steps import RIGHT, WRONG, Solution, rated, read_objects
 
 PRM800K, MISTAKE = "prm800k", "bigbench-mistake"
-_REASONS = ("quality_control", "initial_screening", "bad_problem", "misaligned")
 _SHOWN = 60
 
 
@@ -54,8 +53,9 @@ def read_prm800k(path: Path, *, alternatives: bool = True, strict: bool = True) 
                 if strict:
                     raise
                 reason = "misaligned"
-        left_out[reason] += bool(reason)
-    return StepFile(tuple(found), lines, {name: left_out[name] for name in _REASONS if left_out[name]})
+        if reason:
+            left_out[reason] += 1
+    return StepFile(tuple(found), lines, dict(left_out))
 
 
 def _left_out(row: Mapping[str, Any], where: str) -> str:

@@ -95,19 +95,20 @@ def read_objects(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the objects of a JSON Lines file with their places, one at a time; InputError names a line that is none."""
     if not path.is_file():
         raise InputError(f"there is no file {path}", valid="a JSON Lines file", hint=f"ls {path.parent}")
-    with path.open(encoding="utf-8", newline="\n") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{path}, line {number}", _object(line, f"{path}, line {number}")
 
 
-def _object(line: str, where: str) -> Mapping[str, Any]:
+def _object(line: bytes, where: str) -> Mapping[str, Any]:
+    shown = repr(line[:_SHOWN].decode("utf-8", "replace"))
     try:
         found: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}; it starts {line[:_SHOWN]!r}", valid="one object") from error
+        raise InputError(f"{where} is not JSON: {error}; it starts {shown}", valid="one object, in UTF-8") from error
     if not isinstance(found, dict):
-        raise InputError(f"{where} is no object: {line[:_SHOWN]!r}", valid="one object")
+        raise InputError(f"{where} is no object: {shown}", valid="one object")
     return cast("Mapping[str, Any]", found)
 
 

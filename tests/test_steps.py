@@ -107,3 +107,10 @@ def test_a_line_that_is_no_solution_is_named(tmp_path: Path, line: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file"):
         list(read_objects(tmp_path / "none.jsonl"))
+
+
+def test_a_line_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_bytes('{"a": 1}\n{"b": "é"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"s\.jsonl, line 2 is not JSON"):
+        list(read_objects(path))

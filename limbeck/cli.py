@@ -54,6 +54,7 @@ from limbeck.options import (
     TestRows,
     Unlabeled,
 )
+from limbeck.reproduce.commands import reproduce
 from limbeck.review.commands import app as review
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ def doctor(
 
 
 app.add_typer(review, name="review")
+app.command()(reproduce)
 
 
 def main() -> None:

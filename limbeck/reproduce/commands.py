@@ -14,7 +14,9 @@ _NAMES = "\n".join(f"  {entry.name:<18} {entry.compares}" for entry in CATALOG)
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="What to reproduce.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="What to reproduce.", show_default=False)
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Within five minutes on two cores, on fewer rows.")] = False,
     model: Annotated[str, typer.Option(help="The small model that learns.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.engine.requests import Message
 from limbeck.environments.rollouts import Trajectory, ask
 from limbeck.errors import InputError
+from limbeck.finetune.rows import PlainRow
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -75,15 +75,6 @@ class StateCredit:
     def advantages(self) -> tuple[float, ...]:
         """Every action's value above the state's."""
         return tuple(value - self.value for value in self.values)
-
-
-@dataclass(frozen=True)
-class AdvantageRow:
-    """A state as a rendered training row: its actions with their target masses, and the row's weight."""
-
-    messages: tuple[Message, ...]
-    completions: tuple[tuple[str, float], ...]
-    weight: float
 
 
 def least_return(rewards: tuple[float, float], steps: int, discount: float = 1.0) -> float:
@@ -211,7 +202,7 @@ def _weights(advantages: Floats, tried: NDArray[np.bool_], config: CreditConfig)
     return np.where(tried, np.exp(powers), 0.0)
 
 
-def advantage_rows(credits_: Sequence[StateCredit], instructions: str = "") -> list[AdvantageRow]:
+def advantage_rows(credits_: Sequence[StateCredit], instructions: str = "") -> list[PlainRow]:
     """Return one row a state with a signal: masses are tries times weights, the rows' weights have mean 1.
 
     Every legal action is a completion, those without mass too, for the loss that normalises over them
@@ -221,7 +212,7 @@ def advantage_rows(credits_: Sequence[StateCredit], instructions: str = "") -> l
     sums = [sum(mass) for mass in masses]
     mean = sum(sums) / max(1, sum(total > 0 for total in sums))
     return [
-        AdvantageRow(ask(instructions, one.state), tuple(zip(one.actions, mass, strict=True)), total / mean)
+        PlainRow(ask(instructions, one.state), tuple(zip(one.actions, mass, strict=True)), total / mean)
         for one, mass, total in zip(credits_, masses, sums, strict=True)
         if total > 0
     ]

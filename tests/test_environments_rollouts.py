@@ -140,14 +140,6 @@ def test_records_are_of_level_six_and_chained() -> None:
     assert len({r.id for r in everything}) == len(everything)
 
 
-def test_records_carry_the_weights_and_reject_what_has_none() -> None:
-    played = play(Pick, Table(), range(8))
-    weigh = {(one.decisions[0].state, "free"): 3.0 for one in played}
-    records = trajectory_records(played, student="tiny", weigh=weigh)
-    assert {(r.kept, r.weight, r.reason) for r in records if r.outputs["action"] == "free"} <= {(True, 3.0, "")}
-    assert {(r.kept, r.reason) for r in records if r.outputs["action"] != "free"} == {(False, "no signal")}
-
-
 def test_impossible_numbers_and_a_policy_that_answers_too_little_are_refused() -> None:
     with pytest.raises(InputError, match="attempts=0"):
         play(Pick, Table(), [0], attempts=0)

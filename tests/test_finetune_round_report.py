@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -37,7 +38,7 @@ def test_every_round_has_a_line_and_the_kept_one_a_mark() -> None:
 
 
 def test_the_drawing_shows_scores_and_intervals_to_scale() -> None:
-    root = ElementTree.fromstring(REPORT.svg())
+    root: Any = ElementTree.fromstring(REPORT.svg())
     points = [tuple(map(float, p.split(","))) for p in root.find(f"{SVG}polyline").get("points").split()]
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     (_, a), (_, b), (_, c) = points

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -196,13 +196,11 @@ def effective_actions(trajectories: Iterable[Trajectory]) -> float:
     return math.exp(-sum(n / total * math.log(n / total) for n in counts.values()))
 
 
-def trajectory_records(
-    trajectories: Iterable[Trajectory], *, student: str, weigh: Mapping[tuple[str, str], float] | None = None
-) -> list[Record]:
+def trajectory_records(trajectories: Iterable[Trajectory], *, student: str) -> list[Record]:
     """Return one record of level 6 a decision, each the child of the one before it.
 
     `student` names the model that played. `scores` hold the reward, the return from there on and the probability the
-    action had. `weigh` gives the weight of (state, action); a decision without one is rejected as "no signal".
+    action had.
     """
     records: list[Record] = []
     for trajectory in trajectories:
@@ -222,8 +220,7 @@ def trajectory_records(
                     attributes=f"run {trajectory.run}, attempt {trajectory.attempt}, step {step}",
                 ),
                 scores={"reward": decision.reward, "return": won, "probability": decision.probabilities[place]},
-                weight=1.0 if weigh is None else weigh.get((decision.state, decision.action), 0.0),
             )
             parents = (record.id,)
-            records.append(record if record.weight > 0 else record.reject("no signal"))
+            records.append(record)
     return records

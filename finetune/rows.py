@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from limbeck.engine.chat import Chat
+from limbeck.engine.requests import Message
+from limbeck.engine.scoring import end_begun_turns
 from limbeck.errors import InputError
 
 Branch = tuple[tuple[int, ...], float]
@@ -60,12 +62,21 @@ class RenderedRow(Protocol):
         ...
 
 
-def tokenize_rows(tokenizer: Any, rendered: Iterable[RenderedRow]) -> list[TrainRow]:
+@dataclass(frozen=True)
+class PlainRow:
+    """A rendered row as a value."""
+
+    messages: tuple[Message, ...]
+    completions: tuple[tuple[str, float], ...]
+    weight: float = 1.0
+
+
+def tokenize_rows(tokenizer: Any, rendered: Iterable[RenderedRow], *, closed: bool = False) -> list[TrainRow]:
     """Return one `TrainRow` a rendered row, in order.
 
     Tokens are the engine's: the prompt up to the opened turn, every completion tokenized whole and apart from
-    it, then the end of the turn. Masses of a row are scaled to sum 1. Raises `InputError` for a row without
-    mass.
+    it, then the end of the turn; in a `closed` set only after a completion that another one goes on from, as the
+    engine scores it. Masses of a row are scaled to sum 1. Raises `InputError` for a row without mass.
     """
     chat, rows = Chat(tokenizer), list[TrainRow]()
     for number, item in enumerate(rendered):
@@ -73,10 +84,8 @@ def tokenize_rows(tokenizer: Any, rendered: Iterable[RenderedRow]) -> list[Train
         if total <= 0:
             raise InputError(f"training row {number} has no completion with a positive mass")
         texts = chat.many_ids([text for text, _ in item.completions])
-        branches = tuple(
-            ((*tokens, chat.end_of_turn), mass / total)
-            for tokens, (_, mass) in zip(texts, item.completions, strict=True)
-        )
+        whole = end_begun_turns(texts, chat.end_of_turn) if closed else [(*one, chat.end_of_turn) for one in texts]
+        branches = tuple((tokens, mass / total) for tokens, (_, mass) in zip(whole, item.completions, strict=True))
         rows.append(TrainRow(chat.prompt(tuple(item.messages)).ids, branches, item.weight))
     return rows
 

@@ -24,7 +24,8 @@ _NUMBERED = re.compile(r"^\d{1,3}\s*\.(?:\s*\.\.)?\s*")
 _UCI = re.compile(r"[a-h][1-8][a-h][1-8][qrbn]?", re.IGNORECASE)
 
 
-def _chess() -> ModuleType:
+def chess_library() -> ModuleType:
+    """Return python-chess; raises InputError where it is not installed."""
     try:
         import chess
     except ModuleNotFoundError as error:
@@ -40,7 +41,7 @@ def read_board(fen: str) -> chess.Board:
     >>> read_board("8/8/8/8/8/8/8/K6k w - - 0 1").turn
     True
     """
-    lib = _chess()
+    lib = chess_library()
     try:
         board: chess.Board = lib.Board(str(fen).strip())
     except ValueError as error:
@@ -175,7 +176,7 @@ class _Chess:
     field: str
 
     def __post_init__(self) -> None:
-        _chess()  # now, not at the first of a thousand rows
+        chess_library()  # now, not at the first of a thousand rows
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,20 @@ def test_prompt_and_completions_are_the_engines_tokens(tiny_llama: LoadedModel) 
         assert trie.nodes[at].candidates == [labels.index(label)]
 
 
+def test_a_closed_set_is_trained_as_it_is_scored(tiny_llama: LoadedModel) -> None:
+    labels = ("lost card", "lost transfer", "lost", "card")
+    rendered = Rendered(MESSAGES, tuple((label, 1.0) for label in labels))
+    (row,) = tokenize_rows(tiny_llama.tokenizer, [rendered], closed=True)
+    chat = Chat(tiny_llama.tokenizer)
+    assert [tokens[-1] == chat.end_of_turn for tokens, _ in row.branches] == [False, False, True, False]
+    _, trie = make_trie(chat, "", labels, "")
+    for place, (tokens, _) in enumerate(row.branches):
+        at = 0
+        for token in tokens:
+            at = trie.nodes[at].children[token]
+        assert trie.nodes[at].candidates == [place]
+
+
 def test_a_row_without_mass_is_refused(tiny_llama: LoadedModel) -> None:
     with pytest.raises(InputError, match="row 1 has no completion"):
         tokenize_rows(tiny_llama.tokenizer, [Rendered(MESSAGES, (("a", 1.0),)), Rendered(MESSAGES, (("a", 0.0),))])

@@ -136,9 +136,18 @@ def make_trie(
     opening = chat.ids(assistant_prefix)
     turns = chat.many_ids([assistant_prefix + candidate + suffix for candidate in candidates])
     shared = min(common_length(opening, turn) for turn in turns)
-    begun = {turn[:n] for turn in turns for n in range(shared, len(turn))}
-    ends = [(chat.end_of_turn,) if not suffix and turn in begun else () for turn in turns]
-    return opening[:shared], Trie([(*turn[shared:], *end) for turn, end in zip(turns, ends, strict=True)])
+    whole = turns if suffix else end_begun_turns(turns, chat.end_of_turn)
+    return opening[:shared], Trie([turn[shared:] for turn in whole])
+
+
+def end_begun_turns(turns: Sequence[tuple[int, ...]], end_of_turn: int) -> list[tuple[int, ...]]:
+    """Return the turns' tokens, the end of the turn after each that another one goes on from.
+
+    >>> end_begun_turns([(5,), (5, 6)], 2)
+    [(5, 2), (5, 6)]
+    """
+    begun = {turn[:n] for turn in turns for n in range(len(turn))}
+    return [(*turn, end_of_turn) if turn in begun else turn for turn in turns]
 
 
 def score_batch(

@@ -87,6 +87,40 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> LoadedModel:
     )
 
 
+def tiny_encoder(folder: Path) -> Path:
+    """Write a random BERT of two layers with its tokenizer into a folder, as `encoder:PATH` takes it."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
+    ids = [("<|im_start|>", tokenizer.cls_token_id), ("<|im_end|>", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=ids
+    )
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    BertModel(BertConfig(**shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random sentence encoder."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> LoadedModel:
     """A random tiny Llama in fp32 with its own tokenizer; do not change it."""

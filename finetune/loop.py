@@ -16,6 +16,7 @@ import torch
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import quiet
+from limbeck.engine.seq2seq import is_seq2seq, seq2seq_context
 from limbeck.errors import InputError
 from limbeck.finetune.attention import supports_sharing
 from limbeck.finetune.objectives import Objective, find_objective
@@ -134,10 +135,11 @@ class TrainResult:
         detach_lora(self.loaded.model)
 
 
-def attach_lora(model: Any, config: TrainConfig, *, task: str = "CAUSAL_LM", exclude: str | None = None) -> Any:
+def attach_lora(model: Any, config: TrainConfig, *, task: str = "", exclude: str | None = None) -> Any:
     """Return the model with fresh, seeded LoRA layers in fp32; one that has an adapter goes on with it.
 
-    `task` is PEFT's name of what the model does; modules whose name matches the expression `exclude` get no layers.
+    `task` is PEFT's name of what the model does ("": it writes); modules whose name matches the expression `exclude`
+    get no layers.
     """
     import peft
 
@@ -152,7 +154,7 @@ def attach_lora(model: Any, config: TrainConfig, *, task: str = "CAUSAL_LM", exc
         target_modules=targets,
         exclude_modules=exclude,
         lora_dropout=0.0,
-        task_type=task,
+        task_type=task or ("SEQ_2_SEQ_LM" if is_seq2seq(model) else "CAUSAL_LM"),
     )
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -207,8 +209,13 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def context_tokens(loaded: LoadedModel) -> int:
-    """Return how many tokens a training row may have."""
-    return int(cast(Any, loaded.model).config.get_text_config().max_position_embeddings)
+    """Return how many tokens a training row may have; of an encoder-decoder less the end of its prompt."""
+    model: Any = loaded.model
+    return (
+        seq2seq_context(model.config) - 1
+        if is_seq2seq(model)
+        else int(model.config.get_text_config().max_position_embeddings)
+    )
 
 
 def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:

@@ -121,6 +121,32 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
+def tiny_t5(seed: int = 0) -> LoadedModel:
+    """A random fp32 encoder-decoder of two layers each."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from limbeck.engine import LoadedModel
+
+    tokenizer = tiny_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": 48,
+        "d_kv": 12,
+        "d_ff": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        # Far from uniform answers: a wrong mask then changes the argmax too.
+        "initializer_factor": 2.0,
+    }
+    torch.manual_seed(seed)
+    model: Any = T5ForConditionalGeneration(T5Config(**shape))
+    return LoadedModel(model.eval(), tokenizer, "tiny-t5", f"tiny-t5-{seed}", torch.device("cpu"), torch.float32)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> LoadedModel:
     """A random tiny Llama in fp32 with its own tokenizer; do not change it."""
@@ -131,6 +157,12 @@ def tiny_llama() -> LoadedModel:
 def tiny_qwen2() -> LoadedModel:
     """A random tiny Qwen2 (biases in the attention) in fp32; do not change it."""
     return tiny_model("qwen2")
+
+
+@pytest.fixture
+def fresh_t5() -> LoadedModel:
+    """A tiny encoder-decoder of this test's own."""
+    return tiny_t5()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-
 from limbeck.engine.encoder import HEAD, SCALE, EncoderClassifier, EncoderEngine, load_classifier, token_ids, untrained
 from limbeck.engine.loading import LoadedModel, encoder_path, load_encoder
 from limbeck.engine.requests import ScoreRequest

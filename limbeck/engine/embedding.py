@@ -30,7 +30,8 @@ def embed(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     size = base.get_input_embeddings().weight.shape[1]
     limit = min(_MOST_TOKENS, cast(int, getattr(base.config, "max_position_embeddings", _MOST_TOKENS)))
-    return on_compute_thread(_pooled, base.base_model, loaded.tokenizer, texts, loaded.device, size, limit)
+    body = base.get_encoder() if base.config.is_encoder_decoder else base.base_model
+    return on_compute_thread(_pooled, body, loaded.tokenizer, texts, loaded.device, size, limit)
 
 
 def unit_vectors(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:

@@ -109,7 +109,7 @@ class EncoderEngine:
         self.loaded = loaded
         self._trained = cast(Any, loaded.model) if isinstance(loaded.model, EncoderClassifier) else None
         self._encoder = replace(loaded, model=self._trained.encoder) if self._trained else loaded
-        self._untrained = lru_cache(maxsize=8)(lambda labels: untrained(loaded, labels))
+        self._untrained = lru_cache(maxsize=8)(self._compare)
         self._gatherer: Gatherer[_Asked] = Gatherer(self._compute, wait_ms=wait_ms, most=max_batch)
 
     def score(self, request: ScoreRequest) -> Scores:
@@ -134,6 +134,9 @@ class EncoderEngine:
     def close(self) -> None:
         """End the gathering thread; calls that still wait get a ModelError."""
         self._gatherer.close()
+
+    def _compare(self, labels: tuple[str, ...]) -> EncoderClassifier:
+        return untrained(self.loaded, labels)
 
     def _compute(self, jobs: list[tuple[_Asked, Future[Any]]]) -> None:
         on_compute_thread(self._run, jobs)

@@ -140,7 +140,7 @@ def _load_encoder(name: str, device: str, adapter: Path | None) -> LoadedModel:
             if (adapter / "adapter_config.json").is_file():
                 model = cast(Any, _attach_adapter(model, adapter)).merge_and_unload()
             fingerprint = _digest(fingerprint, file_fingerprint([f for f in adapter.iterdir() if f.is_file()]))
-        model = cast(Any, model).to(place).eval()
+        model = model.to(place).eval()
     return LoadedModel(model, tokenizer, name, fingerprint, place, torch.float32)
 
 
@@ -315,9 +315,10 @@ def _publish(part: Path, target: Path) -> None:
 
 
 def _load_weights(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    auto: Any = AutoModelForCausalLM
+    config = _loading(name, partial(cast(Any, AutoConfig).from_pretrained, str(folder)))
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return _loading(name, partial(auto.from_pretrained, str(folder), dtype=dtype, attn_implementation="sdpa"))
 
 

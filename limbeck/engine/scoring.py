@@ -128,7 +128,15 @@ def make_query(request: ScoreRequest, prompt: Prompt, trie: tuple[tuple[int, ...
 def make_trie(
     chat: Chat, assistant_prefix: str, candidates: Sequence[str], suffix: str
 ) -> tuple[tuple[int, ...], Trie]:
-    """Return the tokens that open every candidate's turn, and the trie of what follows.
+    """Return the tokens that open every candidate's turn, and the trie of what follows."""
+    opening, rest = candidate_tokens(chat, assistant_prefix, candidates, suffix)
+    return opening, Trie(rest)
+
+
+def candidate_tokens(
+    chat: Chat, assistant_prefix: str, candidates: Sequence[str], suffix: str
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return the tokens that open every candidate's turn, and those of each candidate that follow.
 
     The turn is tokenized whole, as in training: a candidate may merge with the prefix before it. The end of the
     turn is scored after a candidate that another one goes on from; after any other it decides nothing.
@@ -138,7 +146,7 @@ def make_trie(
     shared = min(common_length(opening, turn) for turn in turns)
     begun = {turn[:n] for turn in turns for n in range(shared, len(turn))}
     ends = [(chat.end_of_turn,) if not suffix and turn in begun else () for turn in turns]
-    return opening[:shared], Trie([(*turn[shared:], *end) for turn, end in zip(turns, ends, strict=True)])
+    return opening[:shared], [(*turn[shared:], *end) for turn, end in zip(turns, ends, strict=True)]
 
 
 def score_batch(

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import dspy
 
-from limbeck.engine import TorchEngine
 from limbeck.engine.encoder import EncoderClassifier, EncoderEngine, load_classifier, token_ids
 from limbeck.engine.loading import LoadedModel, load_encoder, load_model
+from limbeck.engine.seq2seq import engine_of
 from limbeck.errors import StageEmpty
 from limbeck.evaluate import SystemResult
 from limbeck.finetune.encoder import ClassRow, train_encoder
@@ -125,7 +125,7 @@ def lm_of(loaded: LoadedModel, **options: Any) -> LM:
     if isinstance(loaded.model, EncoderClassifier):
         backend = EncoderBackend(EncoderEngine(loaded))
     else:
-        backend = TorchBackend(TorchEngine(loaded))
+        backend = TorchBackend(engine_of(loaded))
     return LM(f"memory/{loaded.name}", backend, role="student", **options)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from limbeck.engine.embedding import unit_vectors
 from limbeck.engine.encoder import HEAD, SCALE, EncoderClassifier, EncoderEngine, load_classifier, token_ids, untrained
 from limbeck.engine.loading import LoadedModel, encoder_path, load_encoder
 from limbeck.engine.requests import ScoreRequest
@@ -95,6 +96,7 @@ def test_long_texts_are_cut_where_positions_end(encoder_folder: Path) -> None:
     loaded = load_encoder(f"encoder:{encoder_folder}", device="cpu")
     (ids,) = token_ids(loaded, ["yes no " * 400])
     assert len(ids) == cast(Any, loaded.model).config.max_position_embeddings
+    assert np.linalg.norm(unit_vectors(loaded, ["yes no " * 400])) == pytest.approx(1, abs=1e-5)
     engine = EncoderEngine(loaded)
     assert sum(engine.score(ask("yes no " * 400)).probabilities()) == pytest.approx(1)
     engine.close()

@@ -124,6 +124,8 @@ def test_sampling_depends_on_the_seed_alone(engine: Seq2SeqEngine) -> None:
     assert len(set(alone)) > 1
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(ask, range(6))) == alone
+    asked = [GenerateRequest((SYSTEM, ("user", TEXTS[0])), max_tokens=8, temperature=2.0, seed=n) for n in range(6)]
+    assert [made.text for made in engine.generate_many(asked)] == alone
 
 
 def test_what_does_not_fit_is_refused(engine: Seq2SeqEngine, loaded: LoadedModel) -> None:

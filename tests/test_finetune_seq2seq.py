@@ -12,7 +12,7 @@ import torch
 from limbeck.engine import load_model
 from limbeck.engine.loading import LoadedModel
 from limbeck.engine.requests import ScoreRequest
-from limbeck.engine.seq2seq import Seq2SeqEngine
+from limbeck.engine.seq2seq import Seq2SeqEngine, engine_of
 from limbeck.errors import InputError
 from limbeck.finetune.loop import TrainConfig, attach_lora, train
 from limbeck.finetune.objectives import Divergence, Objective, Preference, find_objective
@@ -140,7 +140,8 @@ def test_training_learns_and_the_saved_adapter_answers_the_same(fresh_t5: Loaded
         f"hf:{tmp_path / 'base'}", device="cpu", dtype="fp32", adapter=tmp_path / "adapter", merged=True
     )
     for one in (result.loaded, loaded):
-        engine = Seq2SeqEngine(one)
+        engine = engine_of(one)
+        assert isinstance(engine, Seq2SeqEngine)
         scores.append(engine.score(request).logprobs)
         engine.close()
     assert scores[0] == pytest.approx(scores[1], abs=1e-2)

@@ -120,20 +120,18 @@ class Seq2SeqEngine:
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Write one text; blocks. Raises PromptTooLong where the prompt does not fit the model's context."""
-        source, opening = self._source(request.messages), self.chat.ids(request.assistant_prefix)
-        room = self._room(source, len(opening) + 1) + 1
-        draft = Draft(request, Prompt(source, 0), max(1, min(request.max_tokens, room)))
-        return self._gatherer.call(_Write(draft, opening))
+        return self._gatherer.call(self._text(request))
 
     def score(self, request: ScoreRequest) -> Scores:
         """Score one closed set; blocks. Raises PromptTooLong where the prompt does not fit."""
-        if not request.candidates:
-            raise ModelError("no candidates to score", valid="at least one candidate")
-        source = self._source(request.messages)
-        opening, rest = candidate_tokens(self.chat, request.assistant_prefix, request.candidates, request.suffix)
-        answers = tuple((*opening, *tokens) for tokens in rest)
-        self._room(source, max(map(len, answers)))
-        return self._gatherer.call(_Score(source, opening, answers))
+        return self._gatherer.call(self._query(request))
+
+    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Write many texts in this thread, in the order asked."""
+        jobs = [self._text(request) for request in requests]
+        futures: list[Future[Any]] = [Future() for _ in jobs]
+        self._compute(list(zip(jobs, futures, strict=True)))
+        return [future.result() for future in futures]
 
     def count_tokens(self, messages: Sequence[Message], assistant_prefix: str = "") -> int:
         """Return how many tokens the messages are, with the beginning of the answer."""
@@ -142,6 +140,20 @@ class Seq2SeqEngine:
     def close(self) -> None:
         """End the gathering thread; calls that still wait get a ModelError."""
         self._gatherer.close()
+
+    def _text(self, request: GenerateRequest) -> _Write:
+        source, opening = self._source(request.messages), self.chat.ids(request.assistant_prefix)
+        room = self._room(source, len(opening) + 1) + 1
+        return _Write(Draft(request, Prompt(source, 0), min(request.max_tokens, room)), opening)
+
+    def _query(self, request: ScoreRequest) -> _Score:
+        if not request.candidates:
+            raise ModelError("no candidates to score", valid="at least one candidate")
+        source = self._source(request.messages)
+        opening, rest = candidate_tokens(self.chat, request.assistant_prefix, request.candidates, request.suffix)
+        answers = tuple((*opening, *tokens) for tokens in rest)
+        self._room(source, max(map(len, answers)))
+        return _Score(source, opening, answers)
 
     def _source(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return self.chat.ids(self.chat.render(messages))
@@ -157,11 +169,11 @@ class Seq2SeqEngine:
             )
         return self.context_tokens - tokens
 
-    def _compute(self, jobs: list[tuple[_Write | _Score, Future[Any]]]) -> None:
+    def _compute(self, jobs: Sequence[tuple[_Write | _Score, Future[Any]]]) -> None:
         on_compute_thread(self._run, jobs)
 
     @torch.inference_mode()
-    def _run(self, jobs: list[tuple[_Write | _Score, Future[Any]]]) -> None:
+    def _run(self, jobs: Sequence[tuple[_Write | _Score, Future[Any]]]) -> None:
         """Run scores, then texts: a score is a fraction of a generation, and its caller goes on sooner."""
         queries = [(job, future) for job, future in jobs if isinstance(job, _Score)]
         for batch in batches_by_length([len(job.source) for job, _ in queries], self._rows, self._tokens):

@@ -8,21 +8,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 
 from limbeck.engine.cascade import supports_sharing
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.loading import quiet
+from limbeck.engine.seq2seq import is_seq2seq, seq2seq_context
 from limbeck.errors import InputError
 from limbeck.finetune.objectives import Objective, find_objective
 from limbeck.finetune.rows import TrainRow, check_lengths
-from limbeck.finetune.step import accumulate_gradients
+from limbeck.finetune.step import StepLoss, accumulate_gradients
 
 if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class TrainResult:
     def save(self, path: Path) -> Path:
         """Write the adapter in PEFT's format (safetensors), loadable by plain peft; return the folder."""
         path.mkdir(parents=True, exist_ok=True)
-        cast(Any, self.loaded.model).save_pretrained(str(path), safe_serialization=True)
+        cast(Any, self.loaded.model).save_pretrained(str(path))
         return path
 
     def unload(self) -> None:
@@ -131,8 +135,12 @@ class TrainResult:
         detach_lora(self.loaded.model)
 
 
-def attach_lora(model: Any, config: TrainConfig) -> Any:
-    """Return the model with fresh, seeded LoRA layers in fp32; one that has an adapter goes on with it."""
+def attach_lora(model: Any, config: TrainConfig, *, task: str = "", exclude: str | None = None) -> Any:
+    """Return the model with fresh, seeded LoRA layers in fp32; one that has an adapter goes on with it.
+
+    `task` is PEFT's name of what the model does ("": it writes); modules whose name matches the expression `exclude`
+    get no layers.
+    """
     import peft
 
     if isinstance(model, peft.PeftModel):
@@ -144,8 +152,9 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
         r=config.rank,
         lora_alpha=config.alpha,
         target_modules=targets,
+        exclude_modules=exclude,
         lora_dropout=0.0,
-        task_type="CAUSAL_LM",
+        task_type=task or ("SEQ_2_SEQ_LM" if is_seq2seq(model) else "CAUSAL_LM"),
     )
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -200,8 +209,13 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def context_tokens(loaded: LoadedModel) -> int:
-    """Return how many tokens a training row may have."""
-    return int(cast(Any, loaded.model).config.get_text_config().max_position_embeddings)
+    """Return how many tokens a training row may have; of an encoder-decoder less the end of its prompt."""
+    model: Any = loaded.model
+    return (
+        seq2seq_context(model.config) - 1
+        if is_seq2seq(model)
+        else int(model.config.get_text_config().max_position_embeddings)
+    )
 
 
 def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -> None:
@@ -216,32 +230,31 @@ def _check(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig) -
         )
 
 
-class _Run:
-    """The state of one training run: model, optimizer, losses, checkpoints."""
+class Run(Generic[Row]):
+    """The state of one training run: model, optimizer, losses.
+
+    `loaded.model` carries what is trained; `accumulate(rows)` adds the gradients of the rows' mean loss to it.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, objective: Objective | None
+        self,
+        loaded: LoadedModel,
+        rows: Sequence[Row],
+        config: TrainConfig,
+        accumulate: Callable[[Sequence[Row]], StepLoss],
     ) -> None:
         self.rows, self.config, self.total = rows, config, config.steps(len(rows))
-        self.objective = objective or find_objective(config.normalize, config.loss_per)
-        self.model: Any = attach_lora(loaded.model, config)
-        self.model.eval()  # no dropout: the shared prefix has one forward pass for all rows
-        self.loaded = replace(loaded, model=self.model)
+        self.accumulate = accumulate
+        self.loaded, self.model = loaded, cast(Any, loaded.model)
         self.parameters = list(_trainable(self.model).values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.losses: list[float] = []
         self.tokens = 0
 
-    def step(self, rows: Sequence[TrainRow]) -> None:
+    def step(self, rows: Sequence[Row]) -> None:
         """Take one optimizer step on these rows."""
         config = self.config
-        done = accumulate_gradients(
-            self.model.get_base_model(),
-            rows,
-            self.objective,
-            pack_tokens=config.pack_tokens,
-            share_prefix=config.share_prefix,
-        )
+        done = self.accumulate(rows)
         if config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
         for group in self.optimizer.param_groups:
@@ -250,6 +263,22 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(done.loss)
         self.tokens += done.tokens
+
+
+def _start(
+    loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, objective: Objective | None
+) -> Run[TrainRow]:
+    """Return a run on a language model with LoRA layers."""
+    model: Any = attach_lora(loaded.model, config)
+    model.eval()  # no dropout: the shared prefix has one forward pass for all rows
+    accumulate = partial(
+        accumulate_gradients,
+        model.get_base_model(),
+        objective=objective or find_objective(config.normalize, config.loss_per),
+        pack_tokens=config.pack_tokens,
+        share_prefix=config.share_prefix,
+    )
+    return Run(replace(loaded, model=model), rows, config, accumulate)
 
 
 def train(
@@ -279,27 +308,29 @@ def train(
     fresh = not hasattr(loaded.model, "peft_config")
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
-    run = on_compute_thread(_Run, loaded, rows, config, objective)
+    run = on_compute_thread(_start, loaded, rows, config, objective)
     try:
-        return _train(run, evaluate, eval_every or max(1, len(rows) // config.batch_size), progress, refresh)
+        return take_steps(run, evaluate, eval_every, progress, refresh)
     except BaseException:
         if fresh:
             detach_lora(run.model)
         raise
 
 
-def _train(
-    run: _Run,
-    evaluate: Callable[[int, LoadedModel], float] | None,
-    eval_every: int,
-    progress: Callable[[Progress], None] | None,
-    refresh: Refresh | None,
+def take_steps(
+    run: Run[Row],
+    evaluate: Callable[[int, LoadedModel], float] | None = None,
+    eval_every: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    refresh: Callable[[int, int, Sequence[Row], LoadedModel], Sequence[Row]] | None = None,
 ) -> TrainResult:
+    """Take all steps of a run and return the student; the arguments are those of `train`."""
+    eval_every = eval_every or max(1, len(run.rows) // run.config.batch_size)
     config, started, evaluating = run.config, time.perf_counter(), 0.0
     best, best_step, scores = None, run.total, list[tuple[int, float]]()
     size = min(config.batch_size, len(run.rows))
     for step, batch in zip(range(1, run.total + 1), batches(len(run.rows), config), strict=False):
-        given: Sequence[TrainRow] = [run.rows[i] for i in batch]
+        given: Sequence[Row] = [run.rows[i] for i in batch]
         if refresh is not None:
             given = refresh(step - 1, run.total, given, run.loaded)
         on_compute_thread(run.step, given)

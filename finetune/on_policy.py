@@ -17,7 +17,7 @@ import torch
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.requests import GenerateRequest, Message
-from limbeck.engine.torch_engine import TorchEngine
+from limbeck.engine.seq2seq import engine_of
 from limbeck.errors import InputError
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import read_rows
@@ -81,7 +81,7 @@ class OnPolicy:
         """Return the rows with answers that the student draws."""
         if not rows:
             return []
-        engine = TorchEngine(student)
+        engine = engine_of(student)
         try:
             drawn = engine.generate_many(
                 [

@@ -2,7 +2,8 @@
 
 A step that fits in `pack_tokens` is one forward pass: prefix, then rows. A larger one forwards the prefix
 first, lets every chunk of rows accumulate gradients at copies of its keys and values, and carries these
-through the prefix once at the end. Loss and gradients equal those of the plain loop.
+through the prefix once at the end. Loss and gradients equal those of the plain loop. An encoder-decoder shares no
+prefix: its rows are padded passes.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -14,11 +15,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from limbeck.engine.seq2seq import is_seq2seq
 from limbeck.finetune.attention import Layout, shared_prefix_enabled
 from limbeck.finetune.fused_lora import fused_lora
 from limbeck.finetune.objectives import Branches, Objective
 from limbeck.finetune.packing import Group, Pack, Tree, build_tree, chunk_trees, group_rows, pack_trees
 from limbeck.finetune.rows import TrainRow
+from limbeck.finetune.seq2seq import read_branches, row_passes
 
 T = TypeVar("T")
 
@@ -78,9 +81,11 @@ def split_rows(logits: torch.Tensor, pack: Pack) -> list[Branches]:
 
 def _loss(logits: torch.Tensor, pack: Pack, objective: Objective) -> torch.Tensor:
     """Return the weighted sum of the pack's row losses."""
-    rows = split_rows(logits, pack)
-    losses = [tree.row.weight * objective(row) for tree, row in zip(pack.trees, rows, strict=True)]
-    return torch.stack(losses).sum()
+    return _weighted([tree.row for tree in pack.trees], split_rows(logits, pack), objective)
+
+
+def _weighted(rows: Sequence[TrainRow], seen: Sequence[Branches], objective: Objective) -> torch.Tensor:
+    return torch.stack([row.weight * objective(view) for row, view in zip(rows, seen, strict=True)]).sum()
 
 
 def _one_pass(model: Any, group: Group, trees: Sequence[Tree], objective: Objective, scale: float) -> float:
@@ -129,11 +134,18 @@ def accumulate_gradients(
 ) -> StepLoss:
     """Add the gradients of the rows' weighted mean loss to the model's trainable parameters.
 
-    `model` is a causal language model of transformers (LoRA layers inside); the loss is
+    `model` is a language model of transformers (LoRA layers inside), with or without an encoder; the loss is
     sum(weight * row loss) / sum(weight). Peak memory is bounded by `pack_tokens` tokens plus the prefix.
     """
     scale = 1.0 / sum(row.weight for row in rows)
     total, tokens = 0.0, 0
+    if is_seq2seq(model):
+        with fused_lora(model):
+            for part in row_passes(rows, pack_tokens, _positions(model)):
+                loss = _weighted(part, read_branches(model, part), objective)
+                (loss * scale).backward()
+                total += float(loss.detach())
+        return StepLoss(total * scale, sum(len(r.prompt) + sum(len(t) for t, _ in r.branches) for r in rows))
     with shared_prefix_enabled(model), fused_lora(model):
         for group, chunks in _planned(model, rows, pack_tokens, share_prefix):
             if len(chunks) == 1 or not group.prefix:
@@ -144,11 +156,16 @@ def accumulate_gradients(
     return StepLoss(total * scale, tokens)
 
 
+def _positions(model: Any) -> int:
+    """Return how many positions of one pass may have logits."""
+    return max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+
+
 def _planned(
     model: Any, rows: Sequence[TrainRow], pack_tokens: int, share_prefix: bool
 ) -> Iterator[tuple[Group, list[list[Tree]]]]:
     """Yield the rows' groups, each with its trees in chunks of one pass."""
-    positions = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    positions = _positions(model)
     for group in group_rows(rows) if share_prefix else [Group(tuple(rows), 0)]:
         trees = [build_tree(row, group.prefix) for row in group.rows]
         yield group, chunk_trees(trees, pack_tokens, positions)
@@ -162,6 +179,12 @@ def read_rows(
 
     What is read should hold its own memory: a view keeps the logits of a whole pass.
     """
+    if is_seq2seq(model):
+        return [
+            read(view)
+            for part in row_passes(rows, pack_tokens, _positions(model))
+            for view in read_branches(model, part)
+        ]
     found: dict[int, T] = {}
     device = next(model.parameters()).device
     with shared_prefix_enabled(model), fused_lora(model):

@@ -52,6 +52,7 @@ from limbeck.options import (
     Teacher,
     Test,
     TestRows,
+    Tune,
     Unlabeled,
 )
 from limbeck.reproduce.commands import reproduce
@@ -181,6 +182,7 @@ def _command(until: Stage, doc: str) -> Any:
         unlabeled: Unlabeled = "",
         teacher: Teacher = "embedded",
         student: Student = "embedded",
+        tune: Tune = "",
         api_base: ApiBase = "",
         effort: EffortOption = "quick",
         optimizer: Optimizer = "",

@@ -15,6 +15,7 @@ from limbeck.errors import InputError
 from limbeck.stats import Paired, ece, mean_ci, paired_bootstrap, smallest_detectable
 
 SIGNIFICANT = 0.05
+ENCODER = "encoder_probe"
 DESCRIPTIONS: Mapping[str, str] = {
     "teacher": "the teacher without examples",
     "teacher_compiled": "the compiled teacher",
@@ -23,7 +24,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "student": "the distilled student",
     "student_gguf": "the exported student",
     "linear_probe": "the linear probe on the untouched student's embeddings",
-    "encoder_probe": "logistic regression on sentence embeddings",
+    ENCODER: "logistic regression on sentence embeddings",
 }
 
 
@@ -185,21 +186,31 @@ def _verdict(
     objection = _objection(results, against, candidate, tolerance, detectable)
     if objection is not None:
         use, reason = objection
+        if use == ENCODER:
+            reason += f" An encoder is enough: {_times(results, candidate)}."
         return {**base, "use": use, "reason": f"Do not ship {named(candidate)}: {reason}"}
     shown = [f"{_points(p)} against {named(b)}" for b, p in against.items() if b in _SHOWN]
     reason = f"Ship {named(candidate)}: it scores {results[candidate].score:.3f} on {rows} test rows"
     reason = f"{reason}, {', '.join(shown)}." if shown else f"{reason}."
-    unsure = [named(b) for b, p in against.items() if b in _SIMPLER and p.ci95[0] <= 0 <= p.ci95[1]]
+    unsure = [b for b, p in against.items() if b in _SIMPLER and p.ci95[0] <= 0 <= p.ci95[1]]
     if unsure:
-        reason += f" These rows do not tell it from {' or '.join(unsure)}."
+        reason += f" These rows do not tell it from {' or '.join(map(named, unsure))}."
+    if ENCODER in unsure:
+        reason += f" An encoder may be enough: {_times(results, candidate)}."
     if because:
         reason += f" Chosen: {because}."
     return {**base, "ship": True, "reason": reason}
 
 
+def _times(results: Mapping[str, SystemResult], candidate: str) -> str:
+    """Say what a row takes by logistic regression on embeddings and by the candidate, each asked alone."""
+    encoder, other = results[ENCODER].p50_ms, results[candidate].p50_ms
+    return f"{encoder:.0f} ms a row by {named(ENCODER)}, {other:.0f} ms by {named(candidate)}"
+
+
 _SHOWN = ("student_base", "student_gold_only", "teacher_compiled")
 # What a user could run instead for less work than distilling.
-_SIMPLER = ("student_gold_only", "linear_probe", "encoder_probe")
+_SIMPLER = ("student_gold_only", "linear_probe", ENCODER)
 
 
 def _detectable(results: Mapping[str, SystemResult], candidate: str) -> float | None:

@@ -56,7 +56,20 @@ Teacher = Annotated[
         help="embedded, gguf:PATH, hf:NAME, or a server's model such as openai/gpt-5-mini.", rich_help_panel=_MODELS
     ),
 ]
-Student = Annotated[str, typer.Option(help="embedded, gguf:PATH or hf:NAME_OR_PATH.", rich_help_panel=_MODELS)]
+Student = Annotated[
+    str,
+    typer.Option(
+        help="embedded, gguf:PATH or hf:NAME_OR_PATH; for label sets also encoder or encoder:NAME_OR_PATH.",
+        rich_help_panel=_MODELS,
+    ),
+]
+Tune = Annotated[
+    str,
+    typer.Option(
+        help="What of an encoder student is trained: lora or head (default: both are tried out of fold).",
+        rich_help_panel=_MODELS,
+    ),
+]
 ApiBase = Annotated[
     str,
     typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL", rich_help_panel=_MODELS),

@@ -229,7 +229,7 @@ def _cell(report: Mapping[str, Any], system: str) -> Json | None:
     if entry is None:
         return None
     about = {"metric": report["metric"], "n_test": report["n_test"]}
-    return {"score": entry["score"], "ci95": entry["ci95"], "usd_per_1k": entry["usd_per_1k"], **about}
+    return {**{name: entry[name] for name in ("score", "ci95", "usd_per_1k", "p50_ms")}, **about}
 
 
 def render_runs(found: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -268,5 +268,5 @@ def _comparison_table(found: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(Text(name + about), justify="right")
     for row in found:
         cells = (row["runs"][name] for name in names)
-        table.add_row(row["system"], *(Text(_score(c) if c else "") for c in cells))
+        table.add_row(row["system"], *(Text(f"{_score(c)} {c['p50_ms']:,.0f} ms" if c else "") for c in cells))
     return table

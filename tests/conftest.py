@@ -87,6 +87,66 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> LoadedModel:
     )
 
 
+def tiny_encoder(folder: Path) -> Path:
+    """Write a random BERT of two layers with its tokenizer into a folder, as `encoder:PATH` takes it."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertModel
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
+    ids = [("<|im_start|>", tokenizer.cls_token_id), ("<|im_end|>", tokenizer.sep_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=ids
+    )
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    BertModel(BertConfig(**shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random sentence encoder."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def tiny_t5(seed: int = 0) -> LoadedModel:
+    """A random fp32 encoder-decoder of two layers each."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from limbeck.engine import LoadedModel
+
+    tokenizer = tiny_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": 48,
+        "d_kv": 12,
+        "d_ff": 96,
+        "num_layers": 2,
+        "num_heads": 4,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.pad_token_id,
+        # Far from uniform answers: a wrong mask then changes the argmax too.
+        "initializer_factor": 2.0,
+    }
+    torch.manual_seed(seed)
+    model: Any = T5ForConditionalGeneration(T5Config(**shape))
+    return LoadedModel(model.eval(), tokenizer, "tiny-t5", f"tiny-t5-{seed}", torch.device("cpu"), torch.float32)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> LoadedModel:
     """A random tiny Llama in fp32 with its own tokenizer; do not change it."""
@@ -97,6 +157,12 @@ def tiny_llama() -> LoadedModel:
 def tiny_qwen2() -> LoadedModel:
     """A random tiny Qwen2 (biases in the attention) in fp32; do not change it."""
     return tiny_model("qwen2")
+
+
+@pytest.fixture
+def fresh_t5() -> LoadedModel:
+    """A tiny encoder-decoder of this test's own."""
+    return tiny_t5()
 
 
 @pytest.fixture

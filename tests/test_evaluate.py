@@ -307,6 +307,20 @@ def test_a_simpler_system_that_is_clearly_better_is_named():
     assert "the linear probe" in verdict["reason"]
 
 
+def test_the_verdict_says_when_an_encoder_is_enough_and_what_a_row_takes():
+    base = system("student_base", 80)
+    students = system("student", 160, p50_ms=48.4), system("student_gold_only", 100)
+    as_good, better, worse = (system("encoder_probe", n, p50_ms=2.6) for n in (158, 190, 100))
+    told = "3 ms a row by logistic regression on sentence embeddings, 48 ms by the distilled student"
+    verdict = report(base, *students, as_good)["verdict"]
+    assert verdict["ship"] is True
+    assert verdict["reason"].endswith(f"An encoder may be enough: {told}.")
+    verdict = report(base, *students, better)["verdict"]
+    assert (verdict["ship"], verdict["use"]) == (False, "encoder_probe")
+    assert verdict["reason"].endswith(f"An encoder is enough: {told}.")
+    assert "ncoder" not in report(base, *students, worse)["verdict"]["reason"]
+
+
 def test_a_teacher_within_the_tolerance_does_not_stop_the_student():
     systems = [system("student_base", 800, 2000), system("student", 1600, 2000)]
     close, far = system("teacher_compiled", 1610, 2000), system("teacher_compiled", 1900, 2000)

@@ -159,7 +159,10 @@ def test_runs_are_compared_system_by_system(tmp_path: Path):
     assert cells["teacher"]["b"] is None
     screen = Console(file=io.StringIO(), width=160)
     render_runs(found, screen)
-    assert "accuracy, 100 rows" in screen.file.getvalue()  # type: ignore[attr-defined]
+    told = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "accuracy, 100 rows" in told
+    assert cells["student"]["a"]["p50_ms"] == 12.0
+    assert "] 12 ms" in told
 
 
 def test_an_unknown_run_is_named_with_those_that_exist(tmp_path: Path):

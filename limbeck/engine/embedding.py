@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from limbeck.engine.batching import batches_by_length
 from limbeck.engine.compute import on_compute_thread
-from limbeck.engine.loading import LoadedModel, encoder_path, quiet
+from limbeck.engine.loading import LoadedModel, encoder_path, load_encoder
 
 Vectors = NDArray[np.float32]
 
@@ -29,23 +29,21 @@ def embed(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
     model: Any = loaded.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     size = base.get_input_embeddings().weight.shape[1]
-    return on_compute_thread(_pooled, base.base_model, loaded.tokenizer, texts, loaded.device, size, _MOST_TOKENS)
+    limit = min(_MOST_TOKENS, cast(int, getattr(base.config, "max_position_embeddings", _MOST_TOKENS)))
+    body = base.get_encoder() if base.config.is_encoder_decoder else base.base_model
+    return on_compute_thread(_pooled, body, loaded.tokenizer, texts, loaded.device, size, limit)
+
+
+def unit_vectors(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
+    """Return what `embed` does, each vector scaled to length 1."""
+    vectors = embed(loaded, texts)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return cast(Vectors, vectors / np.maximum(norms, 1e-9))
 
 
 def encode(texts: Sequence[str]) -> Vectors | None:
     """Return MiniLM's unit vectors, float32 [texts, 384], or None where the encoder is not installed."""
-    folder = encoder_path()
-    if folder is None:
-        return None
-    from transformers import AutoModel, AutoTokenizer
-
-    with quiet():
-        model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-    limit = min(_MOST_TOKENS, cast(int, model.config.max_position_embeddings))
-    vectors = on_compute_thread(_pooled, model, tokenizer, texts, torch.device("cpu"), model.config.hidden_size, limit)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return cast(Vectors, vectors / np.maximum(norms, 1e-9))
+    return None if encoder_path() is None else unit_vectors(load_encoder("encoder", device="cpu"), texts)
 
 
 @torch.inference_mode()
@@ -54,15 +52,19 @@ def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.devi
     if not texts:
         return out
     ids = [row[:limit] for row in tokenizer(list(texts))["input_ids"]]
+    pad = cast("int | None", tokenizer.pad_token_id) or 0
     for batch in batches_by_length([max(1, len(row)) for row in ids], _ROWS, _TOKENS):
-        longest = max(1, *(len(ids[i]) for i in batch))
-        pad = cast("int | None", tokenizer.pad_token_id) or 0
-        padded = torch.tensor([[*ids[i], *[pad] * (longest - len(ids[i]))] for i in batch], device=device)
-        lengths = torch.tensor([len(ids[i]) for i in batch], device=device)
-        mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)
-        # An empty text has no token to look at; its vector stays zero.
-        hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
-        hidden = hidden.masked_fill(~mask.unsqueeze(2), 0)
-        means = hidden.sum(1) / lengths.clamp(min=1).unsqueeze(1)
-        out[batch] = means.cpu().numpy()
+        out[batch] = mean_states(model, [ids[i] for i in batch], pad, device).cpu().numpy()
     return out
+
+
+def mean_states(model: Any, ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> torch.Tensor:
+    """Return fp32 [rows, hidden size]: each row's mean last hidden state, computed in one padded pass."""
+    longest = max(1, *(len(row) for row in ids))
+    padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in ids], device=device)
+    lengths = torch.tensor([len(row) for row in ids], device=device)
+    mask = torch.arange(longest, device=device) < lengths.unsqueeze(1)
+    hidden = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state.float()
+    # An empty text has no token to look at; its vector stays zero.
+    hidden = hidden.masked_fill(~mask.unsqueeze(2), 0)
+    return hidden.sum(1) / lengths.clamp(min=1).unsqueeze(1)

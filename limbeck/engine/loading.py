@@ -1,4 +1,4 @@
-"""Find, dequantize, cache and load a causal language model by its limbeck name.
+"""Find, dequantize, cache and load a language model or a sentence encoder by its limbeck name.
 
 GGUF files are dequantized once by transformers and kept as safetensors, so that the next load maps the
 weights in well under a second. The cache is content-addressed and written whole or not at all.
@@ -44,7 +44,7 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 @dataclass
 class LoadedModel:
-    """A causal model in eval mode with its tokenizer; `fingerprint` changes with weights or adapter."""
+    """A model in eval mode with its tokenizer; `fingerprint` changes with weights or adapter."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -114,6 +114,50 @@ def _load_model(name: str, device: str, dtype: str | torch.dtype, adapter: Path 
             fingerprint = _digest(fingerprint, file_fingerprint(_adapter_files(adapter)), *["merged"] * merged)
         model = cast(Any, model).to(place).eval()
     return LoadedModel(model, tokenizer, name, fingerprint, place, number)
+
+
+def load_encoder(name: str, *, device: str = "auto", adapter: Path | None = None) -> LoadedModel:
+    """Load the sentence encoder called `name` ("encoder" or "encoder:NAME_OR_PATH") in fp32, and its tokenizer.
+
+    `adapter` is a folder that a trained classifier was saved to: its LoRA layers, where it has any, are added to the
+    weights, and the fingerprint is that of all its files. Raises ModelError.
+    """
+    return on_compute_thread(_load_encoder, name, device, adapter)
+
+
+def _load_encoder(name: str, device: str, adapter: Path | None) -> LoadedModel:
+    from transformers import AutoModel
+
+    set_threads()
+    place = best_device() if device == "auto" else torch.device(device)
+    folder = _encoder_folder(name)
+    fingerprint = file_fingerprint(_weight_files(folder))
+    auto: Any = AutoModel
+    with quiet():
+        model = _loading(name, partial(auto.from_pretrained, str(folder), dtype=torch.float32))
+        tokenizer = _loading(name, partial(_auto_tokenizer, folder))
+        if adapter is not None:
+            if (adapter / "adapter_config.json").is_file():
+                model = cast(Any, _attach_adapter(model, adapter)).merge_and_unload()
+            fingerprint = _digest(fingerprint, file_fingerprint([f for f in adapter.iterdir() if f.is_file()]))
+        model = model.to(place).eval()
+    return LoadedModel(model, tokenizer, name, fingerprint, place, torch.float32)
+
+
+def _encoder_folder(name: str) -> Path:
+    kind, _, rest = name.partition(":")
+    if name == "encoder":
+        if (found := encoder_path()) is None:
+            raise ModelError(
+                "the sentence encoder is not installed",
+                valid=f"the package {ENCODER_DISTRIBUTION} (MiniLM), or encoder:PATH",
+                hint="limbeck doctor --fix",
+            )
+        return found
+    if kind == "encoder" and rest:
+        folder = Path(rest).expanduser()
+        return folder if folder.is_dir() else _hub_folder(rest)
+    raise ModelError(f"unknown sentence encoder {name!r}", valid="encoder, encoder:NAME_OR_PATH")
 
 
 def file_fingerprint(files: Sequence[Path]) -> str:
@@ -271,20 +315,24 @@ def _publish(part: Path, target: Path) -> None:
 
 
 def _load_weights(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    auto: Any = AutoModelForCausalLM
+    config = _loading(name, partial(cast(Any, AutoConfig).from_pretrained, str(folder)))
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return _loading(name, partial(auto.from_pretrained, str(folder), dtype=dtype, attn_implementation="sdpa"))
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    auto: Any = AutoTokenizer
-    tokenizer = _loading(name, partial(auto.from_pretrained, str(folder)))
+    tokenizer = _loading(name, partial(_auto_tokenizer, folder))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _auto_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return cast(Any, AutoTokenizer).from_pretrained(str(folder))
 
 
 def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

@@ -128,7 +128,15 @@ def make_query(request: ScoreRequest, prompt: Prompt, trie: tuple[tuple[int, ...
 def make_trie(
     chat: Chat, assistant_prefix: str, candidates: Sequence[str], suffix: str
 ) -> tuple[tuple[int, ...], Trie]:
-    """Return the tokens that open every candidate's turn, and the trie of what follows.
+    """Return the tokens that open every candidate's turn, and the trie of what follows."""
+    opening, rest = candidate_tokens(chat, assistant_prefix, candidates, suffix)
+    return opening, Trie(rest)
+
+
+def candidate_tokens(
+    chat: Chat, assistant_prefix: str, candidates: Sequence[str], suffix: str
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return the tokens that open every candidate's turn, and those of each candidate that follow.
 
     The turn is tokenized whole, as in training: a candidate may merge with the prefix before it. The end of the
     turn is scored after a candidate that another one goes on from; after any other it decides nothing.
@@ -137,7 +145,7 @@ def make_trie(
     turns = chat.many_ids([assistant_prefix + candidate + suffix for candidate in candidates])
     shared = min(common_length(opening, turn) for turn in turns)
     whole = turns if suffix else end_begun_turns(turns, chat.end_of_turn)
-    return opening[:shared], Trie([turn[shared:] for turn in whole])
+    return opening[:shared], [turn[shared:] for turn in whole]
 
 
 def end_begun_turns(turns: Sequence[tuple[int, ...]], end_of_turn: int) -> list[tuple[int, ...]]:

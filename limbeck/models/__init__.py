@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from limbeck.models.backend import Backend, LabelScores, ScoresUnavailable, Transient
     from limbeck.models.budget import Budget
+    from limbeck.models.encoder_engine import EncoderBackend
     from limbeck.models.labels import closed_values, label_text, match_label
     from limbeck.models.lm import LM
     from limbeck.models.names import connect
@@ -32,6 +33,7 @@ _HOMES = {
     "Backend": "backend",
     "Budget": "budget",
     "CompactAdapter": "adapter",
+    "EncoderBackend": "encoder_engine",
     "LM": "lm",
     "LabelScores": "backend",
     "Rendered": "adapter",
@@ -57,6 +59,7 @@ __all__ = [
     "Backend",
     "Budget",
     "CompactAdapter",
+    "EncoderBackend",
     "LabelScores",
     "Rendered",
     "ScoredField",

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 LOCAL_NAMES = "embedded, gguf:PATH, hf:NAME_OR_PATH"
+ENCODER_NAMES = "encoder, encoder:NAME_OR_PATH"
+
+
+def is_encoder(name: str) -> bool:
+    """Return whether a model of this name is a sentence encoder, which answers closed label sets alone.
+
+    >>> is_encoder("encoder"), is_encoder("encoder:models/minilm"), is_encoder("embedded")
+    (True, True, False)
+    """
+    kind, _, rest = name.partition(":")
+    return name == "encoder" or (kind == "encoder" and bool(rest))
 
 
 def is_local(name: str) -> bool:
@@ -12,4 +23,4 @@ def is_local(name: str) -> bool:
     (True, False, False)
     """
     kind, _, rest = name.partition(":")
-    return name == "embedded" or (kind in ("hf", "gguf") and bool(rest))
+    return name == "embedded" or (kind in ("hf", "gguf") and bool(rest)) or is_encoder(name)

@@ -1,4 +1,4 @@
-"""Model names: `embedded`, `gguf:PATH`, `hf:NAME_OR_PATH`, or DSPy's own such as `openai/gpt-5-mini`."""
+"""Model names: `embedded`, `gguf:`, `hf:` and `encoder:` with a path, or DSPy's own such as `openai/gpt-5-mini`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ModelError
 from limbeck.models.backend import Backend
-from limbeck.models.kinds import LOCAL_NAMES, is_local
+from limbeck.models.kinds import ENCODER_NAMES, LOCAL_NAMES, is_encoder, is_local
 from limbeck.models.lm import LM
 from limbeck.models.openai_engine import PROVIDERS, OpenAIBackend
 from limbeck.models.pricing import UnknownPriceWarning
@@ -36,18 +36,19 @@ def connect(
     in_bulk: bool = False,
     **decoding: Any,
 ) -> LM:
-    """Return the LM called `name`: "embedded", "gguf:PATH", "hf:NAME_OR_PATH" or "provider/model".
+    """Return the LM called `name`: "embedded", "gguf:PATH", "hf:NAME_OR_PATH", "encoder" or "provider/model".
 
     `api_base` is an OpenAI-compatible server's address (no key is asked for on localhost); `adapter` a PEFT
-    folder for local weights. `in_bulk` says that dozens of calls will wait at once: a GGUF file then also writes
-    through transformers where that is faster (see `LlamaCppBackend`). `decoding` holds defaults such as
-    temperature, max_tokens and seed, and the LM's own options. Raises ModelError for an unknown name, a missing
-    file or a missing key, before anything is paid for; warns UnknownPriceWarning where dollars cannot be counted.
+    folder for local weights, a trained classifier's for an encoder. `in_bulk` says that dozens of calls will
+    wait at once: a GGUF file then also writes through transformers where that is faster (see
+    `LlamaCppBackend`). `decoding` holds defaults such as temperature, max_tokens and seed, and the LM's own
+    options. Raises ModelError for an unknown name, a missing file or a missing key, before anything is paid
+    for; warns UnknownPriceWarning where dollars cannot be counted.
 
     >>> connect("embedded").role  # doctest: +SKIP
     'teacher'
     """
-    name = name.rstrip("/") if name.startswith("hf:") else name
+    name = name.rstrip("/") if name.startswith(("hf:", "encoder:")) else name
     key = stable_hash([name, api_base, str(adapter), in_bulk])
     with _sharing:
         backend: Backend | None = _shared.get(key)
@@ -81,7 +82,7 @@ def check_name(name: str, api_base: str | None) -> None:
         return
     raise ModelError(
         f"unknown model {name!r}",
-        valid=f"{LOCAL_NAMES}, or provider/model with one of "
+        valid=f"{LOCAL_NAMES}, {ENCODER_NAMES}, or provider/model with one of "
         + ", ".join(sorted(PROVIDERS))
         + "; any other provider with --api-base URL",
         hint="limbeck doctor",
@@ -94,6 +95,10 @@ def _local(name: str, adapter: Path | None, in_bulk: bool) -> Backend:
         from limbeck.models.llamacpp import LlamaCppBackend
 
         return LlamaCppBackend(name.removeprefix("gguf:"), generator="auto" if in_bulk else "llamacpp")
+    if is_encoder(name):
+        from limbeck.models.encoder_engine import EncoderBackend
+
+        return EncoderBackend.load(name, adapter=adapter)
     from limbeck.models.torch_engine import TorchBackend
 
     return TorchBackend.load(name, adapter=adapter)

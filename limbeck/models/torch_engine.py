@@ -7,11 +7,12 @@ from pathlib import Path
 
 from limbeck.engine.loading import load_model
 from limbeck.engine.requests import GenerateRequest, Generation, ScoreRequest, Scores
+from limbeck.engine.seq2seq import Seq2SeqEngine, engine_of
 from limbeck.engine.torch_engine import TorchEngine
 
 
 class TorchBackend:
-    """A `TorchEngine` behind `limbeck.models.LM`: calls of many threads become batches.
+    """An engine on transformers behind `limbeck.models.LM`: calls of many threads become batches.
 
     >>> backend = TorchBackend.load("embedded")  # doctest: +SKIP
     """
@@ -22,7 +23,7 @@ class TorchBackend:
     usd_per_token: tuple[float, float] | None = (0.0, 0.0)
     thinking_tokens = 0
 
-    def __init__(self, engine: TorchEngine) -> None:
+    def __init__(self, engine: TorchEngine | Seq2SeqEngine) -> None:
         self.engine = engine
         self.name = engine.name
         # bf16 and fp32 weights answer a little differently.
@@ -34,7 +35,7 @@ class TorchBackend:
     @classmethod
     def load(cls, name: str, *, adapter: Path | None = None) -> TorchBackend:
         """Load the model called `name`, with a PEFT adapter on top if one is given; raises ModelError."""
-        return cls(TorchEngine(load_model(name, adapter=adapter, merged=True)))
+        return cls(engine_of(load_model(name, adapter=adapter, merged=True)))
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Answer one request; blocks while its batch runs. Raises PromptTooLong where the prompt does not fit."""

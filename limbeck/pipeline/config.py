@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from limbeck.errors import InputError
 from limbeck.levels import parse_levels
-from limbeck.models.kinds import LOCAL_NAMES, is_local
+from limbeck.models.kinds import ENCODER_NAMES, LOCAL_NAMES, is_encoder, is_local
 from limbeck.terms import check_reason
 
 EffortName = Literal["quick", "standard", "thorough"]
@@ -111,7 +111,9 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision")
+_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "tune")
+# What of an encoder can be trained: LoRA layers and its head, or the head alone.
+TUNED = ("lora", "head")
 # What `--judge` takes for the run's own teacher.
 TEACHER = "teacher"
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
@@ -123,7 +125,8 @@ class RunConfig:
 
     Paths are strings so that the configuration is plain TOML. `max_*` are budgets (None: no limit);
     `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none); `level` names the levels
-    of human involvement that the student may learn from ("": all that the methods give). `accept_terms` is why a run
+    of human involvement that the student may learn from ("": all that the methods give). `tune` is what of an encoder
+    student is trained, "lora" or "head" ("": both are tried out of fold). `accept_terms` is why a run
     goes on where the terms of a teacher forbid it ("": it does not). `judge` is the model that says which answers are
     acceptable ("": none, "teacher": the teacher), and `allow_code` lets model-written code run in a weak sandbox.
     """
@@ -140,6 +143,7 @@ class RunConfig:
     unlabeled: str = ""
     teacher: str = "embedded"
     student: str = "embedded"
+    tune: str = ""
     api_base: str = ""
     effort: EffortName = "quick"
     optimizer: str = ""
@@ -207,8 +211,8 @@ class RunConfig:
         Folder, budgets, accepted terms and leave to run code do not, and files count by what they hold (the task's
         fingerprint), as compiled programs of methods do in the keys of synthesis. The methods of writing rows concern
         synthesis and what follows it, rules and the judge curation, whose keys hold them; levels and rounds the
-        student, whose keys hold its rows. Where the test rows are a file of their own, how many are scored concerns
-        evaluation alone, whose keys hold the rows.
+        student, whose keys hold its rows, and `tune` too, by the recipe. Where the test rows are a file of their own,
+        how many are scored concerns evaluation alone, whose keys hold the rows.
         """
         skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
@@ -235,9 +239,10 @@ def check(config: RunConfig) -> None:
     if not is_local(config.student):
         raise InputError(
             f"the student {config.student!r} cannot be trained here",
-            valid=f"local weights: {LOCAL_NAMES}",
+            valid=f"local weights: {LOCAL_NAMES}, {ENCODER_NAMES}",
             hint="limbeck doctor",
         )
+    _check_encoders(config)
     label_shares(config.label_distribution)
     if config.accept_terms:
         check_reason(config.accept_terms)
@@ -269,6 +274,22 @@ def check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 0:
             raise InputError(f"--{name.replace('_', '-')} is {value}", valid="0 or more")
+
+
+def _check_encoders(config: RunConfig) -> None:
+    """Raise `InputError` where an encoder is asked to write, and for an unknown way to train one."""
+    for role, name in config.models_asked().items():
+        if is_encoder(name):
+            raise InputError(
+                f"the {role} {name!r} is an encoder, which writes no text",
+                valid=f"{LOCAL_NAMES}, or a server's model",
+            )
+    if config.tune not in ("", *TUNED):
+        raise InputError(f"--tune {config.tune!r}", valid=", ".join(TUNED))
+    if config.tune and not is_encoder(config.student):
+        raise InputError(
+            f"--tune {config.tune} concerns encoders, and the student is {config.student!r}", valid=ENCODER_NAMES
+        )
 
 
 def label_shares(given: str) -> Literal["uniform", "observed"] | Mapping[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import dspy
 import numpy as np
@@ -28,6 +28,7 @@ from limbeck.compile.thresholds import CurateConfig
 from limbeck.compile.toxicity import ToxicityJudge, joined
 from limbeck.errors import StageEmpty
 from limbeck.levels import LEVELS, count_levels, parse_levels, restrict
+from limbeck.models.kinds import is_encoder
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.data import CANDIDATES, FIRST, Turn, labeler_of, progress_of, samples_of
 from limbeck.pipeline.dataquality import as_curated, curation_log, given_documents, odd_labels, rules_of
@@ -51,8 +52,14 @@ def meanings(context: Context) -> list[str]:
 
 
 def linear_labelers(context: Context) -> dict[str, LinearLabeler]:
-    """Return the linear labelers that this machine can fit: the student's probe, and the sentence encoder."""
+    """Return the linear labelers that this machine can fit: the student's probe, and the sentence encoder.
+
+    Where the student is an encoder, the two are one.
+    """
     gold, folds = context.gold_inputs(), context.folds()
+    if is_encoder(context.plan.base):
+        own = encoder_labeler(gold, folds, meanings(context), context.plan.base)
+        return {"encoder": own} if own else {}
     found = {"probe": probe_labeler(context.plan.base, gold, folds)}
     encoder = encoder_labeler(gold, folds, meanings(context)) if context.config.encoder else None
     return {**found, "encoder": encoder} if encoder else found
@@ -151,7 +158,6 @@ def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> Labe
     so their predictions of them can be weighed. Their successors, which see the rows, are better than that:
     the weights are cautious. The student and the probe cannot be weighed and have no vote.
     """
-    from limbeck.engine.embedding import encode
     from limbeck.engine.linear import fit_linear
 
     # Descriptions that the teacher wrote have seen the gold rows: without them.
@@ -159,11 +165,9 @@ def _unseen_model(context: Context, linear: Mapping[str, LinearLabeler]) -> Labe
     task, folds = context.task, context.folds()
     bare = predict(context.plan, task.program.deepcopy(), context.answerer, context.split.gold, "teacher")
     measured = {"teacher": label_matrix(bare, context.output, task.labels)}
-    anchors = encode(meanings(context)) if "encoder" in linear else None
-    if anchors is not None:
-        gold = encode([record_text(row) for row in context.gold_inputs()])
-        model = fit_linear(anchors, list(range(len(task.labels))), len(task.labels))
-        measured["encoder"] = model.predict(cast(Any, gold))
+    if encoder := linear.get("encoder"):
+        model = fit_linear(encoder.features(meanings(context)), list(range(len(task.labels))), len(task.labels))
+        measured["encoder"] = model.predict(encoder.features([record_text(row) for row in context.gold_inputs()]))
     if np.isnan(measured["teacher"]).all():
         return fixed_label_model(task.labels, list(measured))
     halves = [i % 2 for i in range(len(folds.y_N))]

@@ -21,10 +21,11 @@ from limbeck.compile.describe import is_opaque
 from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
 from limbeck.compile.synthesizers import cost_of, load_method, portions_of
-from limbeck.models.kinds import is_local
+from limbeck.engine.loading import encoder_path
+from limbeck.models.kinds import is_encoder, is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
-from limbeck.pipeline.students import StudentPlan, prompt_text
+from limbeck.pipeline.students import StudentPlan, gold_recipes, prompt_text, prompts_tried
 from limbeck.task import Task
 
 _FLOPS = 250e9
@@ -78,6 +79,9 @@ def local_parameters(name: str) -> float | None:
     if name == "embedded":
         return _PARAMETERS_EMBEDDED
     path = Path(rest).expanduser()
+    if is_encoder(name):
+        folder = path if rest else encoder_path()
+        return sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 4 if folder else None
     if kind in ("gguf", "hf") and path.is_file():
         return path.stat().st_size / _BYTES_PER_PARAMETER_GGUF
     if kind == "hf" and path.is_dir():
@@ -120,8 +124,8 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     first, later = (_writing(config, rows, gold, closed) for rows in (written, again))
     checked = gold * samples if plan.writes_more else 0
     teacher, student = local_parameters(config.teacher), local_parameters(config.student)
-    tuned = gold * spend.passes(closed)[0] * len(spend.learning_rates) * 2 * size.row
-    fits = len(spend.gold_weights) * len(spend.demos) + 1
+    tuned = gold * spend.passes(closed)[0] * len(gold_recipes(config, closed)) * 2 * size.row
+    fits = len(spend.gold_weights) * len(prompts_tried(config)) + 1
     distilled = (gold + pool + written) * spend.passes(closed)[1] * fits * size.row
     # Each further round fits a student on all rows so far.
     redone = (gold + pool + written + again) * spend.passes(closed)[1] * (fits - 1) * size.row * (config.rounds - 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from limbeck.compile.dedup import record_text
 from limbeck.compile.label import prompt_hash
-from limbeck.evaluate import SystemResult, compare, run_system, score_predictions
+from limbeck.evaluate import LATENCY_ROWS, SystemResult, compare, run_system, score_predictions
 from limbeck.models import LM, connect
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.curation import linear_labelers
@@ -94,14 +96,10 @@ def _measure(
 
 def _probe_results(context: Context) -> dict[str, SystemResult]:
     """Return the linear baselines on the test rows, fitted on all gold rows."""
-    import time
-
     task, found = context.task, dict[str, SystemResult]()
     texts = [record_text(context.task_inputs(e)) for e in context.split.test]
     for name, labeler in linear_labelers(context).items():
-        started = time.perf_counter()
         matrix: Matrix = labeler.predict(texts)
-        ms = (time.perf_counter() - started) * 1000 / len(texts)
         values = [{context.output: task.labels[int(row.argmax())]} for row in matrix]
         probabilities = [
             {context.output: {label: float(p) for label, p in zip(task.labels, row, strict=True)}} for row in matrix
@@ -113,9 +111,19 @@ def _probe_results(context: Context) -> dict[str, SystemResult]:
             task.metric,
             probabilities=probabilities,
             source="exact",
-            p50_ms=ms,
+            p50_ms=_alone_ms(labeler.predict, texts),
         )
     return found
+
+
+def _alone_ms(predict: Callable[[Sequence[str]], Matrix], texts: Sequence[str]) -> float:
+    """Return the median milliseconds of a row asked alone, as `run_system` measures language models."""
+    times: list[float] = []
+    for text in texts[:LATENCY_ROWS]:
+        started = time.perf_counter()
+        predict([text])
+        times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)
 
 
 def evaluate_systems(

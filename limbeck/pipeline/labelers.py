@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.compile.dedup import record_text
-from limbeck.engine.embedding import embed, encode
+from limbeck.engine.embedding import embed, unit_vectors
 from limbeck.engine.linear import LinearClassifier, Matrix, fit_linear
-from limbeck.engine.loading import load_model
+from limbeck.engine.loading import encoder_path, load_encoder, load_model
 
 Features = npt.NDArray[np.floating[Any]]
 
@@ -107,23 +107,23 @@ def probe_labeler(base: str, gold: Sequence[Mapping[str, Any]], folds: Folds) ->
     return _fit_folds("probe", features, gold_N_D, folds, standardize=True)
 
 
-def encoder_labeler(gold: Sequence[Mapping[str, Any]], folds: Folds, meanings: Sequence[str]) -> LinearLabeler | None:
+def encoder_labeler(
+    gold: Sequence[Mapping[str, Any]], folds: Folds, meanings: Sequence[str], name: str = "encoder"
+) -> LinearLabeler | None:
     """Return a classifier on a small sentence encoder's embeddings, or None where the encoder is not installed.
 
     `meanings` says each label in words (its name or description); their embeddings count as one more row a
     class where that lowers the out-of-fold loss, and always where there are no folds: with one row a class the
     label's own words are half of what is known.
     """
-    gold_N_D = encode([record_text(row) for row in gold])
-    anchors = encode(list(meanings))
-    if gold_N_D is None or anchors is None:
+    if name == "encoder" and encoder_path() is None:
         return None
+    loaded = load_encoder(name)
 
     def features(texts: Sequence[str]) -> Features:
-        found = encode(list(texts))
-        assert found is not None
-        return found
+        return unit_vectors(loaded, list(texts))
 
+    gold_N_D, anchors = features([record_text(row) for row in gold]), features(meanings)
     anchored = _fit_folds("encoder", features, gold_N_D, folds, anchors_K_D=anchors)
     if not folds.n:
         return anchored

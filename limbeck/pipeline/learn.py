@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import Progress
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.students import LOOKS, Matrix, Recipe, fit, label_matrix, lm_of, predict, save, usefulness
+from limbeck.pipeline.fitting import LOOKS, fit, lm_of, load_student, save
+from limbeck.pipeline.students import Matrix, Recipe, label_matrix, predict, usefulness
 from limbeck.records import Record, stable_hash
 from limbeck.stats import mean_gap
 
@@ -232,7 +232,7 @@ def fold_predictions(
     for number, (adapter, asked) in enumerate(students):
         said: Matrix = np.full((len(rows), len(context.task.labels)), np.nan)
         if asked:
-            loaded = load_model(context.plan.base, adapter=adapter, merged=True)
+            loaded = load_student(context.plan.base, adapter)
             result = predict(context.plan, context.plan.program(recipe), lm_of(loaded), [rows[i] for i in asked])
             said[list(asked)] = label_matrix(result, context.output, context.task.labels)
         out.append(said)

@@ -17,6 +17,7 @@ from limbeck.compile.synthesizers import parse_methods
 from limbeck.errors import InputError
 from limbeck.models import LM, CompactAdapter, connect
 from limbeck.models.grounded import GroundedAdapter
+from limbeck.models.kinds import LOCAL_NAMES, is_encoder
 from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context, weights_of
@@ -58,6 +59,12 @@ def check_task(config: RunConfig, task: Task) -> None:
     rules_of(config)
     check_judge(config, closed)
     with_consent(task, allow_code=config.allow_code)
+    if not closed and is_encoder(config.student):
+        raise InputError(
+            f"the student {config.student!r} is an encoder, and this task is not one closed set of labels answered by "
+            "one predictor",
+            valid=f"a task of labels, or a student that writes: {LOCAL_NAMES}",
+        )
     if not closed:
         return
     if config.optimizer and config.optimizer not in INSTRUCTING:

@@ -36,7 +36,7 @@ from limbeck.pipeline.prepare import check_task, prepare, read_task
 from limbeck.pipeline.programs import compile_programs
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, steps_of, with_steps
+from limbeck.pipeline.students import Recipe, gold_recipes, prompts_tried, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
@@ -158,10 +158,9 @@ class _Way:
 
     def gold_only(self) -> Tuned:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
-        context, spend = self.context, self.context.spend
+        context = self.context
         self.gold = self._gold_rows()
-        epochs, _ = spend.passes(context.closed)
-        recipes = [Recipe(lr, epochs, batch_size=8, seed=context.config.seed) for lr in spend.learning_rates]
+        recipes = gold_recipes(context.config, context.closed)
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
@@ -259,7 +258,7 @@ class _Way:
                 # Fewer than the labels alone take made students worse (docs/experiments.md, what was changed).
                 steps_of(gold.recipe, len(rows.gold)),
             )
-            for demos in spend.demos
+            for demos in prompts_tried(context.config)
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")

@@ -1,31 +1,27 @@
-"""Fitting the student: records become training rows, a recipe becomes an adapter, an adapter becomes an LM."""
+"""The student of a run: how it is trained, what it is asked, and records as its training rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.engine import TorchEngine
-from limbeck.engine.loading import LoadedModel, load_model
-from limbeck.errors import StageEmpty
 from limbeck.evaluate import SystemResult, run_system
-from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, context_tokens, train
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
-from limbeck.models.kinds import is_local
+from limbeck.models.kinds import is_encoder, is_local
 from limbeck.models.labels import label_text
-from limbeck.models.torch_engine import TorchBackend
 from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
+    from limbeck.pipeline.config import RunConfig
     from limbeck.task import Task
 
 Matrix = npt.NDArray[np.float64]
@@ -37,8 +33,6 @@ CALLERS, _SERVER_CALLERS = 96, 16
 # Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
 # the passes over the rows that are enough for any.
 _STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
-# Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
-LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,8 @@ class Recipe:
     """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not.
 
     `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
-    the share of the steps after which the weights are kept; the learning rate falls as if all were taken.
+    the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `head_only`
+    leaves an encoder's own weights as they are.
     """
 
     lr: float
@@ -57,6 +52,7 @@ class Recipe:
     batch_size: int = 16
     stop: float = 1.0
     seed: int = 0
+    head_only: bool = False
 
     def train_config(self, closed: bool) -> TrainConfig:
         """Return the training loop's configuration; long outputs are averaged over their tokens."""
@@ -76,11 +72,27 @@ class Recipe:
         'lr 0.001, 6 epochs, gold x2'
         """
         gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
-        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{', demonstrations' if self.demos else ''}"
+        more = ", demonstrations" * self.demos + ", head only" * self.head_only
+        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{more}"
 
     def values(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON values."""
-        return asdict(self)
+        """Return the recipe as plain JSON values; what only encoders have is left out elsewhere."""
+        return {name: value for name, value in asdict(self).items() if value or name != "head_only"}
+
+
+def gold_recipes(config: RunConfig, closed: bool) -> list[Recipe]:
+    """Return the recipes that are tried on the labels alone: learning rates, and what of an encoder is trained."""
+    epochs, _ = config.spend.passes(closed)
+    recipes = [Recipe(lr, epochs, batch_size=8, seed=config.seed) for lr in config.spend.learning_rates]
+    if not is_encoder(config.student):
+        return recipes
+    heads = {"lora": (False,), "head": (True,)}.get(config.tune, (False, True))
+    return [replace(recipe, normalize="labels", head_only=head) for head in heads for recipe in recipes]
+
+
+def prompts_tried(config: RunConfig) -> tuple[bool, ...]:
+    """Return whether the student is tried with demonstrations in its prompt: an encoder reads none."""
+    return (False,) if is_encoder(config.student) else config.spend.demos
 
 
 def steps_of(recipe: Recipe, rows: int) -> float:
@@ -163,7 +175,12 @@ class StudentPlan:
 
 
 def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any) -> list[TrainRow]:
-    """Return the records as token rows under the student's own prompt.
+    """Return the records as token rows under the student's own prompt."""
+    return tokenize_rows(tokenizer, rendered_rows(plan, recipe, records))
+
+
+def rendered_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]) -> list[Rendered]:
+    """Return the records as the student's program would ask for them and answer them.
 
     A program that reasons is trained on records that hold its whole answer: gold rows without a rationale or a
     trace are left out, since a blank rationale would teach the student to skip it. So are rows that the prompt
@@ -175,8 +192,7 @@ def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], 
     programs = {tag: plan.program(recipe, tag) for tag in set(tags.values())}
     shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
     learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
-    rendered = [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
-    return tokenize_rows(tokenizer, rendered)
+    return [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
 
 
 def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: Record) -> list[Rendered]:
@@ -250,59 +266,6 @@ def callers(model: str) -> int:
     return CALLERS if is_local(model) else _SERVER_CALLERS
 
 
-def lm_of(loaded: LoadedModel, **options: Any) -> LM:
-    """Return an LM without a ledger over a model in memory: for out-of-fold predictions."""
-    return LM(f"memory/{loaded.name}", TorchBackend(TorchEngine(loaded)), role="student", **options)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One finished fit: the trained model, what it predicted at each look, and the rows left out as too long."""
-
-    result: TrainResult
-    looks: tuple[SystemResult, ...]
-    too_long: int = 0
-
-
-def fit(
-    plan: StudentPlan,
-    recipe: Recipe,
-    records: Sequence[Record],
-    *,
-    held_out: Sequence[dspy.Example] = (),
-    progress: Callable[[Progress], None] | None = None,
-) -> Fit:
-    """Train one student on the records; predict `held_out` at `LOOKS` evenly spaced points of training."""
-    loaded = load_model(plan.base)
-    given = training_rows(plan, recipe, records, loaded.tokenizer)
-    # Rows were measured before the prompt was compiled: descriptions and demonstrations have made it longer since.
-    rows = [row for row in given if row.length <= context_tokens(loaded)]
-    if given and not rows:
-        raise StageEmpty(
-            f"no training row fits the student's context of {context_tokens(loaded)} tokens",
-            hint="shorter inputs, or a student with a longer context",
-        )
-    if not rows:
-        raise StageEmpty(
-            "no training row: no record holds the program's whole answer",
-            hint="a stronger --teacher, or a program without a rationale",
-        )
-    config = recipe.train_config(plan.closed)
-    total, seen = config.steps(len(rows)), list[SystemResult]()
-
-    every = max(1, -(-total // LOOKS))
-    last = max(every, round(LOOKS * recipe.stop) * every)
-
-    def look(step: int, student: LoadedModel) -> float:
-        if held_out:
-            seen.append(predict(plan, plan.program(recipe), lm_of(student, max_tokens=plan.max_tokens), held_out))
-        # The latest of equals is kept: the checkpoint at which the recipe ends.
-        return float(step <= last)
-
-    result = train(loaded, rows, config, evaluate=look, eval_every=every, progress=progress)
-    return Fit(result, tuple(seen), len(given) - len(rows))
-
-
 def predict(
     plan: StudentPlan, program: dspy.Module, lm: LM, examples: Sequence[dspy.Example], name: str = "student"
 ) -> SystemResult:
@@ -344,17 +307,3 @@ def usefulness(result: SystemResult, field: str, labels: Sequence[str], gold: Se
     matrix = np.nan_to_num(label_matrix(result, field, labels))
     index = {label: i for i, label in enumerate(labels)}
     return [(score + float(matrix[row, index[gold[row]]])) / 2 for row, score in enumerate(result.scores)]
-
-
-def save(result: TrainResult, folder: Path) -> Path:
-    """Write the adapter beside a half-written one's place, whole or not at all."""
-    import shutil
-
-    part = folder.with_name(folder.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    result.save(part)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
-    return folder

@@ -11,13 +11,13 @@ import random
 from dataclasses import dataclass
 
 from limbeck.engine.loading import load_model
-from limbeck.engine.requests import Message
 from limbeck.finetune.dpo import prefer, preference_rows
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.objectives import Preference
+from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import Worked, fit, graded, is_right, messages, rows_of, sample, worked
+from limbeck.reproduce.solver import fit, graded, is_right, row_of, sample, worked
 from limbeck.sums import Sum, make_sums
 
 SUPERVISED, PREFERRED, REJECTED = "supervised", "supervised, then DPO", "supervised, then its right answers"
@@ -33,34 +33,14 @@ class _Sizes:
     operations: int = 4
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to one problem, the better one first."""
-
-    problem: str
-    chosen: tuple[str, ...]
-    rejected: tuple[str, ...]
-    weight: float = 1.0
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The prompt."""
-        return messages(self.problem)
-
-    @property
-    def completions(self) -> tuple[tuple[str, float], ...]:
-        """Both answers, the chosen one with all the mass."""
-        return (("\n".join(self.chosen), 1.0), ("\n".join(self.rejected), 0.0))
-
-
-def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Random) -> list[Pair]:
+def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Random) -> list[PlainRow]:
     """Return at most so many pairs of a right and a wrong answer of one sum, no answer twice."""
     answers = [steps for steps in dict.fromkeys(drawn) if steps]
     right = [steps for steps in answers if is_right(one, steps)]
     wrong = [steps for steps in answers if not is_right(one, steps)]
     rng.shuffle(right)
     rng.shuffle(wrong)
-    return [Pair(one.problem, a, b) for a, b in list(zip(right, wrong, strict=False))[:most]]
+    return [row_of(one.problem, a, b) for a, b in list(zip(right, wrong, strict=False))[:most]]
 
 
 def run(setting: Setting) -> Outcome:
@@ -71,7 +51,7 @@ def run(setting: Setting) -> Outcome:
     paired, tested = rest[: sizes.paired], rest[sizes.paired :]
     config = TrainConfig(lr=1e-3, epochs=4, batch_size=16)
     solver = load_model(setting.model)
-    rows = rows_of(solver, worked(shown))
+    rows = worked(solver, shown)
     solver = fit(setting, "solver", solver, rows, config)
     before = graded(solver, tested)
     setting.say(f"the solver answers {sizes.n} times each of {len(paired)} sums")
@@ -86,11 +66,11 @@ def run(setting: Setting) -> Outcome:
     detach_lora(after.model)
     again = load_model(setting.model)
     kept = [
-        Worked(one.problem, steps)
+        row_of(one.problem, steps)
         for one, answers in zip(paired, drawn, strict=True)
         for steps in [s for s in dict.fromkeys(answers) if is_right(one, s)][:2]
     ]
-    again = fit(setting, "right answers", again, [*rows, *rows_of(again, kept)], config)
+    again = fit(setting, "right answers", again, [*rows, *tokenize_rows(again.tokenizer, kept)], config)
     rejected = graded(again, tested)
     detach_lora(again.model)
     arms = (Arm(SUPERVISED, before), Arm(PREFERRED, preferred), Arm(REJECTED, rejected))

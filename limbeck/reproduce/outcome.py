@@ -115,16 +115,19 @@ def read_outcome(path: Path) -> Outcome:
     """Return the outcome that `Outcome.save` wrote; raises InputError for a file that is none."""
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        arms = tuple(Arm(arm["name"], tuple(arm["scores"])) for arm in raw.pop("arms"))
-        compared = tuple(
-            Compared(**{**one, "claim": Claim(**one["claim"]), "ci95": tuple(one["ci95"])})
-            for one in raw.pop("compared")
-        )
-        return Outcome(**{**raw, "notes": tuple(raw["notes"])}, arms=arms, compared=compared)
+        raw["arms"] = tuple(Arm(arm["name"], tuple(arm["scores"])) for arm in raw["arms"])
+        raw["compared"] = tuple(_compared(one) for one in raw["compared"])
+        raw["notes"] = tuple(raw["notes"])
+        return Outcome(**raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is no outcome: {error}", valid="outcome.json of a limbeck reproduce folder"
         ) from error
+
+
+def _compared(raw: dict[str, Any]) -> Compared:
+    raw["claim"], raw["ci95"] = Claim(**raw["claim"]), tuple(raw["ci95"])
+    return Compared(**raw)
 
 
 def told(outcome: Outcome) -> str:

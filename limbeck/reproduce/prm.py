@@ -25,7 +25,7 @@ from limbeck.finetune.process import (
 from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, is_right, rows_of, sample, worked
+from limbeck.reproduce.solver import fit, is_right, sample, worked
 from limbeck.sums import Sum, answer_of, labelled, make_sums
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def run(setting: Setting) -> Outcome:
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]
     graded, tested = rest[: sizes.graded], rest[sizes.graded :]
     solver = load_model(setting.model)
-    rows = rows_of(solver, worked(shown))
-    solver = fit(setting, "solver", solver, rows, TrainConfig(lr=1e-3, epochs=4, batch_size=16))
+    solver = fit(setting, "solver", solver, worked(solver, shown), TrainConfig(lr=1e-3, epochs=4, batch_size=16))
     setting.say(f"the solver writes {sizes.n} solutions of {len(rest)} sums")
     written = sample(solver, rest, sizes.n, seed=setting.seed)
     detach_lora(solver.model)

@@ -1,26 +1,24 @@
 """Self-improvement by own verified answers (ReST-EM, Singh et al. 2023): does the score rise round after round?
 
-A solver learns sums from a few worked ones. In each round it answers further sums several times; its distinct right
-answers, checked by the sum itself, are what the next round's solver learns from beside the worked ones.
+A solver learns sums from a few worked ones. In each round it answers further sums several times and goes on with its
+distinct right answers, checked by the sum itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from limbeck.compile.distribution import distinct
 from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import TrainConfig, detach_lora
-from limbeck.finetune.rounds import Gathered, RoundsConfig, run_rounds
-from limbeck.finetune.rows import TrainRow
+from limbeck.finetune.rounds import RoundsConfig, run_rounds
+from limbeck.finetune.selftrain import Problem, SelfTraining
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import Worked, fit, graded, is_right, rows_of, sample, worked
-from limbeck.sums import Sum, make_sums
-
-if TYPE_CHECKING:
-    from limbeck.engine.loading import LoadedModel
+from limbeck.reproduce.solver import fit, graded, lines, messages, worked
+from limbeck.sums import Sum, answer_of, make_sums
 
 START, BEST = "before the rounds", "the best round"
 CLAIMS = (Claim(BEST, START, "rounds of own verified answers raise the score above the supervised start"),)
@@ -37,34 +35,14 @@ class _Sizes:
     operations: int = 4
 
 
-@dataclass
-class OwnAnswers:
-    """Practice on sums: what the student answers rightly, each answer once, with the worked sums."""
+def problems(sums: Sequence[Sum]) -> list[Problem]:
+    """Return sums as problems without their answers; the right one is in the inputs for the check alone."""
+    return [Problem({"problem": one.problem, "right": one.answer}, messages(one.problem)) for one in sums]
 
-    setting: Setting
-    asked: Sequence[Sum]
-    held_out: Sequence[Sum]
-    given: Sequence[TrainRow]
-    n: int
-    kept: list[int] = field(default_factory=list[int])
 
-    def gather(self, number: int, student: LoadedModel) -> Gathered:
-        """Return the round's rows: the worked sums and the student's distinct right answers."""
-        drawn = sample(student, self.asked, self.n, seed=1000 * self.setting.seed + number)
-        right = [
-            Worked(one.problem, steps)
-            for one, answers in zip(self.asked, drawn, strict=True)
-            for steps in dict.fromkeys(answers)
-            if is_right(one, steps)
-        ]
-        self.kept.append(len(right))
-        said = [steps for answers in drawn for steps in answers]
-        self.setting.say(f"round {number}: {len(right)} distinct right answers of {len(said)}")
-        return Gathered([*self.given, *rows_of(student, right)], len(set(said)) / len(said))
-
-    def measure(self, student: LoadedModel) -> Sequence[float]:
-        """Return whether each held-out sum is answered rightly."""
-        return graded(student, self.held_out)
+def check(inputs: Mapping[str, Any], answer: str) -> float:
+    """Return 1 where a written solution ends in the right answer, else 0."""
+    return float(answer_of(lines(answer)) == inputs["right"])
 
 
 def run(setting: Setting) -> Outcome:
@@ -77,11 +55,18 @@ def run(setting: Setting) -> Outcome:
     held_out, tested = rest[: sizes.held_out], rest[sizes.held_out :]
     config = TrainConfig(lr=1e-3, epochs=4, batch_size=16, seed=setting.seed)
     student = load_model(setting.model)
-    given = rows_of(student, worked(shown))
-    student = fit(setting, "start", student, given, config)
+    student = fit(setting, "start", student, worked(student, shown), config)
     start = graded(student, tested)
-    practice = OwnAnswers(setting, asked, held_out, given, sizes.n)
-    # From the round before: the start is a fitted adapter, not the base.
+    practice = SelfTraining(
+        problems(asked),
+        problems(held_out),
+        check,
+        lambda texts: distinct(texts, 4),
+        samples=sizes.n,
+        most=2,
+        max_tokens=96,
+        seed=setting.seed,
+    )
     rounds = RoundsConfig(most=sizes.rounds, patience=2)
     further = TrainConfig(lr=5e-4, epochs=2, batch_size=16, seed=setting.seed)
     done = run_rounds(
@@ -93,6 +78,7 @@ def run(setting: Setting) -> Outcome:
     )
     best = graded(done.loaded, tested)
     detach_lora(done.loaded.model)
+    kept = [one.rows for one in done.report.rounds[1:]]
     arms = (Arm(START, start), Arm(BEST, best))
     points = [[one.number, *one.score] for one in done.report.rounds]
     return Outcome(
@@ -109,7 +95,7 @@ def run(setting: Setting) -> Outcome:
             "asked a round": f"{sizes.asked} x {sizes.n}",
         },
         (
-            f"Kept a round: {practice.kept}. Best round {done.report.best}, chosen on {sizes.held_out} other sums; "
+            f"Answers kept a round: {kept}. Best round {done.report.best}, chosen on {sizes.held_out} other sums; "
             f"ended: {done.report.reason}.",
         ),
         setting.seconds,

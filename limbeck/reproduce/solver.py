@@ -3,47 +3,27 @@
 Sums are made by seed and every step of them can be checked, so that labels are exact and the model's start is neither
 hopeless nor perfect: on a sum of a few operations it slips now and then.
 """
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from limbeck.engine.requests import GenerateRequest, Message
 from limbeck.engine.torch_engine import TorchEngine
 from limbeck.finetune.loop import Progress, TrainConfig, train
-from limbeck.finetune.rows import TrainRow, tokenize_rows
+from limbeck.finetune.rows import PlainRow, TrainRow, tokenize_rows
 from limbeck.reproduce.setting import Setting
 from limbeck.sums import Sum, answer_of
 
 if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
+    from limbeck.finetune.objectives import Objective
 
 INSTRUCTIONS = "Solve the problem step by step."
-_ROOM = 16
-# Lines of progress a training run.
-_LINES = 4
-
-
-@dataclass(frozen=True)
-class Worked:
-    """A sum with a written solution, as a training row renders it."""
-
-    problem: str
-    steps: tuple[str, ...]
-    weight: float = 1.0
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The prompt."""
-        return messages(self.problem)
-
-    @property
-    def completions(self) -> tuple[tuple[str, float], ...]:
-        """The solution, one step a line."""
-        return (("\n".join(self.steps), 1.0),)
+# Tokens of a solution beyond those of the longest right one, and lines of progress a training run.
+_ROOM, _LINES = 16, 4
 
 
 def messages(problem: str) -> tuple[Message, ...]:
@@ -51,13 +31,24 @@ def messages(problem: str) -> tuple[Message, ...]:
     return (("system", INSTRUCTIONS), ("user", problem))
 
 
-def rows_of(loaded: LoadedModel, solutions: Sequence[Worked]) -> list[TrainRow]:
-    """Return one training row a solution."""
-    return tokenize_rows(loaded.tokenizer, solutions)
+def row_of(problem: str, *solutions: Sequence[str]) -> PlainRow:
+    """Return the row of a problem: its solution, one step a line; of two the first is the better one."""
+    texts = ["\n".join(steps) for steps in solutions]
+    return PlainRow(messages(problem), tuple((text, float(place == 0)) for place, text in enumerate(texts)))
+
+
+def worked(loaded: LoadedModel, sums: Sequence[Sum]) -> list[TrainRow]:
+    """Return the sums with their right solutions as training rows."""
+    return tokenize_rows(loaded.tokenizer, [row_of(one.problem, one.steps) for one in sums])
 
 
 def fit(
-    setting: Setting, what: str, loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, **options: object
+    setting: Setting,
+    what: str,
+    loaded: LoadedModel,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    objective: Objective | None = None,
 ) -> LoadedModel:
     """Train on the rows and return the model with its layers; tells the loss now and then."""
 
@@ -65,13 +56,13 @@ def fit(
         if progress.step % max(1, progress.total // _LINES) == 0:
             setting.say(f"{what}: step {progress.step}/{progress.total}, loss {progress.loss:.2f}")
 
-    return train(loaded, rows, replace(config, seed=setting.seed), progress=show, **options).loaded  # pyright: ignore[reportArgumentType]
+    return train(loaded, rows, replace(config, seed=setting.seed), progress=show, objective=objective).loaded
 
 
 def sample(
     loaded: LoadedModel, sums: Sequence[Sum], n: int, *, temperature: float = 0.8, seed: int = 0
 ) -> list[list[tuple[str, ...]]]:
-    """Return `n` written solutions of every sum, each the lines that the model wrote; 1 greedy one at temperature 0."""
+    """Return `n` written solutions of every sum, each the lines that the model wrote; temperature 0 is greedy."""
     engine = TorchEngine(loaded)
     longest = max(len(engine.chat.ids("\n".join(one.steps))) for one in sums)
     asked = [
@@ -105,14 +96,7 @@ def is_right(one: Sum, steps: Sequence[str]) -> bool:
     return answer_of(steps) == one.answer
 
 
-def worked(sums: Sequence[Sum]) -> list[Worked]:
-    """Return the sums with their right solutions."""
-    return [Worked(one.problem, one.steps) for one in sums]
-
-
 def graded(loaded: LoadedModel, sums: Sequence[Sum]) -> tuple[float, ...]:
     """Return for every sum whether the model's greedy solution ends right, 1 or 0."""
-    return tuple(
-        float(is_right(one, steps))
-        for one, (steps,) in zip(sums, sample(loaded, sums, 1, temperature=0.0), strict=True)
-    )
+    written = sample(loaded, sums, 1, temperature=0.0)
+    return tuple(float(is_right(one, steps)) for one, (steps,) in zip(sums, written, strict=True))

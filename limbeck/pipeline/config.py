@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from limbeck.errors import InputError
 from limbeck.levels import parse_levels
 from limbeck.models.kinds import LOCAL_NAMES, is_local
+from limbeck.pipeline.objectives import Objectives, parse_objectives
 from limbeck.terms import check_reason
 
 EffortName = Literal["quick", "standard", "thorough"]
@@ -111,7 +112,7 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision")
+_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "objective")
 # What `--judge` takes for the run's own teacher.
 TEACHER = "teacher"
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
@@ -125,7 +126,8 @@ class RunConfig:
     `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none); `level` names the levels
     of human involvement that the student may learn from ("": all that the methods give). `accept_terms` is why a run
     goes on where the terms of a teacher forbid it ("": it does not). `judge` is the model that says which answers are
-    acceptable ("": none, "teacher": the teacher), and `allow_code` lets model-written code run in a weak sandbox.
+    acceptable ("": none, "teacher": the teacher), `objective` is what the student is trained for, and `allow_code` lets
+    model-written code run in a weak sandbox.
     """
 
     out: str
@@ -161,6 +163,7 @@ class RunConfig:
     pii: str = "keep"
     judge: str = ""
     judge_precision: float = 0.9
+    objective: str = "sft"
     level: str = ""
     max_usd: float | None = None
     max_tokens: int | None = None
@@ -177,6 +180,11 @@ class RunConfig:
     def spend(self) -> Effort:
         """The effort level's counts."""
         return EFFORTS[self.effort]
+
+    @property
+    def objectives(self) -> Objectives:
+        """What the distilled student is trained for; InputError where `objective` names nothing."""
+        return parse_objectives(self.objective)
 
     @property
     def judge_model(self) -> str:
@@ -206,9 +214,9 @@ class RunConfig:
 
         Folder, budgets, accepted terms and leave to run code do not, and files count by what they hold (the task's
         fingerprint), as compiled programs of methods do in the keys of synthesis. The methods of writing rows concern
-        synthesis and what follows it, rules and the judge curation, whose keys hold them; levels and rounds the
-        student, whose keys hold its rows. Where the test rows are a file of their own, how many are scored concerns
-        evaluation alone, whose keys hold the rows.
+        synthesis and what follows it, rules and the judge curation, whose keys hold them; levels, rounds and objectives
+        concern the student, whose keys hold its rows and its recipe. Where the test rows are a file of their own, how
+        many are scored concerns evaluation alone, whose keys hold the rows.
         """
         skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
@@ -242,6 +250,7 @@ def check(config: RunConfig) -> None:
     if config.accept_terms:
         check_reason(config.accept_terms)
     parse_levels(config.level)
+    parse_objectives(config.objective)
     for name in ("max_usd", "max_tokens", "max_minutes"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:

@@ -278,8 +278,11 @@ class Learnable:
 
     def outside(self, fold: int) -> list[Record]:
         """Return the rows that have not seen the gold rows of a fold."""
-        told = [r for r in self.blind if r.provenance.block in (fold, -1)]
-        return [r for r in self.gold if r.provenance.block != fold] + told
+        return [r for r in self.gold if r.provenance.block != fold] + self.told(fold)
+
+    def told(self, fold: int) -> list[Record]:
+        """Return those of them that are not the user's own."""
+        return [r for r in self.blind if r.provenance.block in (fold, -1)]
 
     def enough(self, folds: int) -> bool:
         """Return whether there are rows for every fit."""

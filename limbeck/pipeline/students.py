@@ -37,6 +37,8 @@ CALLERS, _SERVER_CALLERS = 96, 16
 # Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
 # the passes over the rows that are enough for any.
 _STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
+# Parts of a recipe that recipes of earlier versions did not have.
+_LATER = ("beta",)
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -46,7 +48,8 @@ class Recipe:
     """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not.
 
     `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
-    the share of the steps after which the weights are kept; the learning rate falls as if all were taken.
+    the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `beta` is
+    DPO's on preference pairs afterwards, 0 for none.
     """
 
     lr: float
@@ -57,6 +60,7 @@ class Recipe:
     batch_size: int = 16
     stop: float = 1.0
     seed: int = 0
+    beta: float = 0.0
 
     def train_config(self, closed: bool) -> TrainConfig:
         """Return the training loop's configuration; long outputs are averaged over their tokens."""
@@ -76,11 +80,12 @@ class Recipe:
         'lr 0.001, 6 epochs, gold x2'
         """
         gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
-        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{', demonstrations' if self.demos else ''}"
+        shown, preferred = ", demonstrations" * self.demos, f", then DPO {self.beta:g}" if self.beta else ""
+        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{shown}{preferred}"
 
     def values(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON values."""
-        return asdict(self)
+        """Return the recipe as plain JSON values; what came later only where it is used, so that keys stay."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
 
 def steps_of(recipe: Recipe, rows: int) -> float:

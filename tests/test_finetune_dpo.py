@@ -65,7 +65,8 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(fresh_tiny: LoadedMod
     made = preference_rows(fresh_tiny, given)
     assert dict(made.left_out) == {"identical": 1, "tie": 1, "too_long": 1}
     assert [[mass for _, mass in row.branches] for row in made.rows] == [pytest.approx([0.9, 0.1])] * 4
-    decoded = [fresh_tiny.tokenizer.decode(tokens) for tokens, _ in made.rows[0].branches]
+    tokenizer: Any = fresh_tiny.tokenizer
+    decoded = [tokenizer.decode(tokens) for tokens, _ in made.rows[0].branches]
     assert decoded[0].startswith("the transfer is pending")
     assert decoded[1].startswith("win a free prize now")
 

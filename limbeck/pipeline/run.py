@@ -35,10 +35,12 @@ from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapte
 from limbeck.pipeline.preferring import pairs_hash, prefer_stage
 from limbeck.pipeline.prepare import check_task, prepare, read_task
 from limbeck.pipeline.programs import compile_programs
+from limbeck.pipeline.reasons import with_reasons
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
+from limbeck.pipeline.ways import OWN, direct_way
 from limbeck.preferences import Preference
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
@@ -252,6 +254,9 @@ class _Way:
         rows = learnable(context, self.gold, number)
         if not rows.enough(context.split.n_folds):
             return None
+        objectives = context.config.objectives
+        if objectives.rationales:
+            rows = with_reasons(context, self.program, rows, number)
         recipes = [
             with_steps(
                 replace(
@@ -261,6 +266,8 @@ class _Way:
                     batch_size=16 if context.closed else 8,
                     stop=1.0,
                     demos=demos,
+                    way=direct_way(context.task) if objectives.rationales else OWN,
+                    rationales=objectives.rationales,
                 ),
                 len(rows.gold) + len(rows.kept),
                 len(context.task.labels) if context.closed else 0,
@@ -272,8 +279,7 @@ class _Way:
         ]
         context.run.reporter.stage("finetune")
         # DPO goes on from the folds' students.
-        keep = bool(context.config.objectives.beta)
-        return Round(number, tune(context, STUDENT, recipes, rows.outside, keep=keep), rows)
+        return Round(number, tune(context, STUDENT, recipes, rows.outside, keep=bool(objectives.beta)), rows)
 
     def evaluate(self, gold: Tuned, student: Tuned | None) -> dict[str, Any]:
         """Score every system on the test rows, choose what the run returns, write report.json."""

@@ -18,11 +18,13 @@ from limbeck.errors import StageEmpty
 from limbeck.evaluate import SystemResult, run_system
 from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, context_tokens, train
 from limbeck.finetune.rows import TrainRow, tokenize_rows
+from limbeck.finetune.step_by_step import second_task
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
 from limbeck.models.kinds import is_local
 from limbeck.models.labels import label_text
 from limbeck.models.torch_engine import TorchBackend
+from limbeck.pipeline.ways import OWN, Way, explained, student_program
 from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ CALLERS, _SERVER_CALLERS = 96, 16
 # the passes over the rows that are enough for any.
 _STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
 # Parts of a recipe that recipes of earlier versions did not have.
-_LATER = ("beta",)
+_LATER = ("way", "rationales", "beta")
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
 LOOKS = 2
 
@@ -48,8 +50,9 @@ class Recipe:
     """How a student is trained: learning rate, passes over the rows, what a gold row counts, demos or not.
 
     `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
-    the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `beta` is
-    DPO's on preference pairs afterwards, 0 for none.
+    the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `way`
+    is how the student answers, `rationales` what a rationale counts as a second task against its answer (0: it is
+    none), `beta` that of DPO on preference pairs afterwards (0: none).
     """
 
     lr: float
@@ -60,6 +63,8 @@ class Recipe:
     batch_size: int = 16
     stop: float = 1.0
     seed: int = 0
+    way: Way = OWN
+    rationales: float = 0.0
     beta: float = 0.0
 
     def train_config(self, closed: bool) -> TrainConfig:
@@ -80,8 +85,10 @@ class Recipe:
         'lr 0.001, 6 epochs, gold x2'
         """
         gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
-        shown, preferred = ", demonstrations" * self.demos, f", then DPO {self.beta:g}" if self.beta else ""
-        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{shown}{preferred}"
+        reasons = f", rationales x{self.rationales:g}" if self.rationales else ""
+        preferred = f", then DPO {self.beta:g}" if self.beta else ""
+        shown = ", demonstrations" * self.demos
+        return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{shown}{reasons}{preferred}"
 
     def values(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values; what came later only where it is used, so that keys stay."""
@@ -136,14 +143,14 @@ class StudentPlan:
     tagged: bool = False
 
     def program(self, recipe: Recipe, tag: str = "") -> dspy.Module:
-        """Return the student's program: the task's own, with the demonstrations where the recipe keeps them.
+        """Return the student's program: the recipe's way, with the demonstrations where the recipe keeps them.
 
         `tag` is the sentence that says where a training row comes from ("": the one of the user's own rows).
         """
         from limbeck.compile.backtranslate import SEED_TAG, TAGS
         from limbeck.compile.demos import with_demos
 
-        program = self.task.program.deepcopy()
+        program = student_program(self.task, recipe.way)
         if self.tagged:
             for predictor in cast(list[Any], program.predictors()):
                 told = f"{predictor.signature.instructions}\n{tag or TAGS[SEED_TAG]}"
@@ -181,12 +188,24 @@ def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], 
     shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
     learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
     rendered = [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
-    return tokenize_rows(tokenizer, rendered)
+    rows = tokenize_rows(tokenizer, rendered)
+    if not recipe.rationales:
+        return rows
+    reasons = [
+        row
+        for record in learned
+        for row in explained(plan.task, programs[tags[record.id]], record, plan.adapter, _weight(recipe, record))
+    ]
+    return rows + second_task(tokenize_rows(tokenizer, reasons), recipe.rationales, recipe.train_config(plan.closed))
+
+
+def _weight(recipe: Recipe, record: Record) -> float:
+    return record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
 
 
 def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: Record) -> list[Rendered]:
     predictors = dict(cast(list[tuple[str, Any]], program.named_predictors()))
-    weight = record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
+    weight = _weight(recipe, record)
     if record.calls:
         return [
             render(

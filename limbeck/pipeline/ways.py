@@ -1,0 +1,59 @@
+"""How a student answers, where that is not by the task's own program, and its rationale as a task of its own."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import dspy
+
+from limbeck.models.adapter import Rendered, render
+from limbeck.records import Record
+from limbeck.signatures.rationale import explain
+
+if TYPE_CHECKING:
+    from limbeck.task import Task
+
+# By the task's own program; without its rationale.
+Way = Literal["", "direct"]
+OWN: Way = ""
+DIRECT: Way = "direct"
+
+
+def student_program(task: Task, way: Way) -> dspy.Module:
+    """Return a new program that answers the task in this way.
+
+    >>> from limbeck.task import task_from_labels
+    >>> task = task_from_labels([{"q": "1 + 1", "a": 2}, {"q": "2 + 5", "a": 7}], output="a", reasoning=True)
+    >>> [list(cast(Any, student_program(task, way)).predictors()[0].signature.output_fields) for way in (OWN, DIRECT)]
+    [['reasoning', 'a'], ['a']]
+    """
+    if way == OWN:
+        return task.program.deepcopy()
+    (predictor,) = cast(list[Any], task.program.predictors())
+    signature = predictor.signature
+    for name in list(signature.output_fields):
+        signature = signature if name in task.output_fields else signature.delete(name)
+    return dspy.Predict(signature)
+
+
+def direct_way(task: Task) -> Way:
+    """Return the way of a student whose rationale is a task of its own: without one, where the program has one call."""
+    predictors = cast(list[Any], task.program.predictors())
+    reasons = len(predictors) == 1 and bool(set(predictors[0].signature.output_fields) - set(task.output_fields))
+    return DIRECT if reasons else OWN
+
+
+def explained(task: Task, program: dspy.Module, record: Record, adapter: Any, weight: float) -> list[Rendered]:
+    """Return the row that asks a student for a record's rationale alone, under the instructions of its program.
+
+    None where the record has no rationale, where the program writes it itself, and for several predictors.
+    """
+    predictors = cast(list[Any], program.predictors())
+    if not record.rationale or len(predictors) != 1:
+        return []
+    if set(predictors[0].signature.output_fields) - set(task.output_fields):
+        return []
+    signature: Any = explain(predictors[0].signature)
+    outputs = dict.fromkeys(signature.output_fields, record.rationale)
+    return [render(signature, adapter=adapter, inputs=record.inputs, outputs=outputs, demos=(), weight=weight)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.utils.exceptions import AdapterParseError
 from scripted import scripted
 
 from limbeck.chains import ChainError
@@ -213,8 +214,12 @@ def test_a_program_decodes_a_chain_and_learns_from_such_records() -> None:
     )
     assert rendered.completions == ((record.rationale, 1.0),)
     lm, _ = scripted(lambda _: "She has 22.")
-    with dspy.context(lm=lm, adapter=CompactAdapter()), pytest.raises(ChainError, match="no_placeholder"):
+    with (
+        dspy.context(lm=lm, adapter=CompactAdapter()),
+        pytest.raises(AdapterParseError, match="no_placeholder") as told,
+    ):
         program(question="How many?")
+    assert isinstance(told.value.__cause__, ChainError)
 
 
 def test_fences_around_a_chain_are_taken_off() -> None:

@@ -25,6 +25,7 @@ from limbeck.models.kinds import is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
 from limbeck.pipeline.students import StudentPlan, prompt_text
+from limbeck.pipeline.ways import by_chains
 from limbeck.task import Task
 
 _FLOPS = 250e9
@@ -145,6 +146,7 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     judged = pool + written + again
     asked_reasons = bool(config.objectives.rationales) and not plan.writes_more
+    asked_reasons = asked_reasons and not by_chains(task, config.method, closed)
     looking = _Calls(gold + written + again, size.row + size.answer, _JUDGING, 1)
     looks = config.judge_model if config.judge else config.teacher
 

@@ -12,6 +12,7 @@ from limbeck.finetune.loop import Progress, TrainConfig, TrainResult
 from limbeck.finetune.objectives import Preference as Objective
 from limbeck.models.adapter import Rendered, render
 from limbeck.pipeline.students import Recipe, StudentPlan
+from limbeck.pipeline.ways import CHAIN
 from limbeck.preferences import Preference
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ def dpo_config(recipe: Recipe) -> TrainConfig:
 def pair_rows(plan: StudentPlan, recipe: Recipe, pairs: Sequence[Preference], loaded: LoadedModel) -> PreferenceRows:
     """Return the pairs as token rows under the student's own prompt, with the number of those left out by reason.
 
-    `incomplete` are those that do not hold all that the student's one predictor writes, and all of a program of several
-    predictors.
+    `incomplete` are those that do not hold all that the student's one predictor writes, all of a program of several
+    predictors, and all where the student answers by chains: what is preferred are answers.
     """
     predictors = cast(list[Any], plan.program(recipe).predictors())
-    rendered = [_rendered(plan, predictors[0], pair) for pair in pairs] if len(predictors) == 1 else []
+    one = len(predictors) == 1 and recipe.way != CHAIN
+    rendered = [_rendered(plan, predictors[0], pair) for pair in pairs] if one else []
     whole = [one for one in rendered if one is not None]
     made = preference_rows(loaded, whole)
     return replace(made, left_out=Counter({**made.left_out, INCOMPLETE: len(pairs) - len(whole)}))

@@ -124,9 +124,7 @@ def _tuned(context: Context, best: Round, recipe: Recipe, pairs: Sequence[Prefer
     for fit in fold_fits(context, name, best.tuned.recipe, best.rows.outside, True):
         assert fit.folder is not None
         held = context.split.held_out(fit.fold)
-        told = [*best.rows.told(fit.fold), *(r for r in differing if r.provenance.block in (fit.fold, -1))]
-        gold = {stable_hash(context.task_inputs(context.split.gold[i])) for i in held}
-        own = [p for p in of_rows(pairs, told) if stable_hash(dict(p.inputs)) not in gold]
+        own = of_rows(pairs, [*best.rows.told(fit.fold), *best.rows.unseen(fit.fold, differing)])
         work = partial(_after, context, recipe, fit, own)
         key = _key(context, recipe, own, fit.folder.name)
         looks.append((held, context.run.stage(f"prefer {name}", key, work, show=False)))

@@ -39,7 +39,7 @@ def with_reasons(context: Context, program: dspy.Module, rows: Learnable, number
     def filled(part: Sequence[Record]) -> list[Record]:
         return [row if row.rationale else replace(row, rationale=found.get(_name(row), "")) for row in part]
 
-    return Learnable(filled(gold), filled(rows.kept), filled(rows.blind))
+    return replace(rows, gold=filled(gold), kept=filled(rows.kept), blind=filled(rows.blind))
 
 
 def _name(row: Record) -> str:

@@ -18,7 +18,7 @@ from limbeck.errors import InputError
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.curation import curate_stage, learnable
+from limbeck.pipeline.curation import Learnable, curate_stage, learnable
 from limbeck.pipeline.data import FIRST, Turn, synthesize_stage, trusted_gold, writing_key
 from limbeck.pipeline.dataquality import rules_key
 from limbeck.pipeline.judge import (
@@ -40,7 +40,7 @@ from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
-from limbeck.pipeline.ways import OWN, direct_way
+from limbeck.pipeline.ways import CHAIN, OWN, Way, direct_way, teaches
 from limbeck.preferences import Preference
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
@@ -255,8 +255,9 @@ class _Way:
         if not rows.enough(context.split.n_folds):
             return None
         objectives = context.config.objectives
-        if objectives.rationales:
+        if objectives.rationales and not context.plan.chains:
             rows = with_reasons(context, self.program, rows, number)
+        way = self._way(rows)
         recipes = [
             with_steps(
                 replace(
@@ -266,7 +267,7 @@ class _Way:
                     batch_size=16 if context.closed else 8,
                     stop=1.0,
                     demos=demos,
-                    way=direct_way(context.task) if objectives.rationales else OWN,
+                    way=way,
                     rationales=objectives.rationales,
                 ),
                 len(rows.gold) + len(rows.kept),
@@ -275,11 +276,22 @@ class _Way:
                 steps_of(gold.recipe, len(rows.gold)),
             )
             for demos in spend.demos
+            if not (demos and way == CHAIN)  # demonstrations of answers are none of chains
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
         # DPO goes on from the folds' students.
         return Round(number, tune(context, STUDENT, recipes, rows.outside, keep=bool(objectives.beta)), rows)
+
+    def _way(self, rows: Learnable) -> Way:
+        """Return how the student answers: by chains where every fit has some, else directly where it learns reasons."""
+        context = self.context
+        fits = [rows.kept, *map(rows.outside, range(context.split.n_folds))]
+        if context.plan.chains and all(any(teaches(CHAIN, r) for r in part) for part in fits):
+            return CHAIN
+        if context.plan.chains:
+            context.run.warn("no-chains: the student answers by the task's own program: too few chains were kept")
+        return direct_way(context.task) if context.config.objectives.rationales else OWN
 
     def evaluate(self, gold: Tuned, student: Tuned | None) -> dict[str, Any]:
         """Score every system on the test rows, choose what the run returns, write report.json."""

@@ -24,7 +24,7 @@ from limbeck.models.adapter import Rendered, render
 from limbeck.models.kinds import is_local
 from limbeck.models.labels import label_text
 from limbeck.models.torch_engine import TorchBackend
-from limbeck.pipeline.ways import OWN, Way, explained, student_program
+from limbeck.pipeline.ways import OWN, Way, explained, student_program, teaches
 from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def with_steps(recipe: Recipe, rows: int, classes: int, least: float = 0.0) -> R
 class StudentPlan:
     """What every fit of a run shares: the base model, the adapter and the program with its prompt.
 
-    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch. Where `tagged`,
+    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch. Where `chains`,
+    the distilled student answers by chains of abstraction, if there are enough to learn from. Where `tagged`,
     rows from documents and all others carry different sentences in the student's prompt, and it is asked under the
     latter's.
     """
@@ -141,6 +142,7 @@ class StudentPlan:
     demos: tuple[dspy.Example, ...] = ()
     max_tokens: int = 512
     tagged: bool = False
+    chains: bool = False
 
     def program(self, recipe: Recipe, tag: str = "") -> dspy.Module:
         """Return the student's program: the recipe's way, with the demonstrations where the recipe keeps them.
@@ -186,7 +188,7 @@ def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], 
     tags = {record.id: tag_of(record) if plan.tagged else "" for record in records}
     programs = {tag: plan.program(recipe, tag) for tag in set(tags.values())}
     shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
-    learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
+    learned = [r for r in records if stable_hash(dict(r.inputs)) not in shown and teaches(recipe.way, r)]
     rendered = [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
     rows = tokenize_rows(tokenizer, rendered)
     if not recipe.rationales:
@@ -251,7 +253,7 @@ def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: R
 def answer_tokens(plan: StudentPlan, examples: Sequence[dspy.Example], count: Callable[[str], int]) -> int:
     """Return a generous limit of tokens for one answer: twice the longest label and some, more with a rationale."""
     longest = max(count(json.dumps(dict(e.labels()), ensure_ascii=False, default=str)) for e in examples)
-    return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more else 0))
+    return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more or plan.chains else 0))
 
 
 def prompt_text(plan: StudentPlan) -> str:

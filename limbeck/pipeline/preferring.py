@@ -70,7 +70,7 @@ def prefer_stage(context: Context, best: Round, beta: float, name: str) -> Prefe
     log: dict[str, Any] = {"records_in": len(read), "kept": 0, "rejected": {why: n for why, n in left_out.items() if n}}
     found = _tuned(context, best, recipe, pairs, name) if rows and best.tuned.scores else None
     if found is None:
-        why = "without folds nothing says whether DPO helps" if rows else _none(len(read), left_out)
+        why = "no fold has a pair to measure DPO by" if rows else _none(len(read), left_out)
         context.run.warn(f"no-preferences: the supervised student stays: {why}")
     else:
         log |= _judged(context, found, best.tuned, rows)
@@ -117,14 +117,17 @@ def _judged(context: Context, found: Tuned, before: Tuned, rows: int) -> dict[st
     return {"kept": rows if kept else 0, "pairs": rows, "beta": found.recipe.beta, **measured}
 
 
-def _tuned(context: Context, best: Round, recipe: Recipe, pairs: Sequence[Preference], name: str) -> Tuned:
-    """Return every gold row's out-of-fold value after DPO on what its fold may see."""
+def _tuned(context: Context, best: Round, recipe: Recipe, pairs: Sequence[Preference], name: str) -> Tuned | None:
+    """Return every gold row's out-of-fold value after DPO on what its fold may see; None where no fold sees a pair."""
+    rows, differing = best.rows, _differing(context, best.number)
+    folds = range(context.split.n_folds)
+    seen = [of_rows(pairs, [*rows.told(fold), *rows.unseen(fold, differing)]) for fold in folds]
+    if not any(seen):
+        return None
     looks: list[tuple[Sequence[int], Mapping[str, Any]]] = []
-    differing = _differing(context, best.number)
-    for fit in fold_fits(context, name, best.tuned.recipe, best.rows.outside, True):
+    for fit, own in zip(fold_fits(context, name, best.tuned.recipe, rows.outside, True), seen, strict=True):
         assert fit.folder is not None
         held = context.split.held_out(fit.fold)
-        own = of_rows(pairs, [*best.rows.told(fit.fold), *best.rows.unseen(fit.fold, differing)])
         work = partial(_after, context, recipe, fit, own)
         key = _key(context, recipe, own, fit.folder.name)
         looks.append((held, context.run.stage(f"prefer {name}", key, work, show=False)))

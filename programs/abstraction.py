@@ -116,8 +116,9 @@ class ChainProgram(dspy.Module):
             done = run_chain(parse_chain(chain), self.tools, threads=self.threads)
             answer = shown(done.answer) if self.text else as_number(done.answer)
         except ChainError as error:
+            signature: Any = self.reason.signature
             raise AdapterParseError(
-                adapter_name=type(self).__name__, signature=self.reason.signature, lm_response=chain, message=str(error)
+                adapter_name=type(self).__name__, signature=signature, lm_response=chain, message=str(error)
             ) from error
         return dspy.Prediction(**{self.answer: answer}, reasoning=chain, filled=done.text)
 

@@ -74,7 +74,10 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a program says to one input; `reason` is not empty where it gave nothing usable."""
+    """What a program says to one input; `reason` is not empty where it gave nothing usable.
+
+    `refused` are the other samples that a verifier refused, where the answer was chosen among several.
+    """
 
     outputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     soft: Mapping[str, float] | None = None
@@ -85,6 +88,7 @@ class Answer:
     reason: str = ""
     error: str = ""
     cause: Exception | None = None
+    refused: tuple[Answer, ...] = ()
 
 
 def block_programs(
@@ -131,12 +135,13 @@ def label_pool(
     blocks: Sequence[int] | None = None,
     config: LabelConfig | None = None,
     progress: Progress | None = None,
+    seen: Callable[[Record, Answer], None] | None = None,
 ) -> list[Record]:
     """Return one record per input, in order; a row without an answer is a rejected record, no exception.
 
     `blocks` names the block that answers each input (the labeler's blocks in turn by default).
     BudgetExceeded and KeyboardInterrupt pass through, and so does StageEmpty when the first rows all fail.
-    `progress` gets (rows done, rows).
+    `progress` gets (rows done, rows), `seen` each record with the answer that it holds.
     """
     config = config or LabelConfig()
     names = sorted(labeler.programs)
@@ -154,7 +159,11 @@ def label_pool(
         for block, program in labeler.programs.items()
     }
     rows = zip(inputs, chosen, answers, strict=True)
-    return [answered(Record(dict(row), {}, origins[block]), answer) for row, block, answer in rows]
+    records = [answered(Record(dict(row), {}, origins[block]), answer) for row, block, answer in rows]
+    if seen is not None:
+        for record, answer in zip(records, answers, strict=True):
+            seen(record, answer)
+    return records
 
 
 def answered(record: Record, answer: Answer) -> Record:
@@ -279,6 +288,7 @@ def consensus(
     best = max(range(len(usable)), key=lambda i: means[i])
     chosen = usable[best]
     scores = {**chosen.scores, "agreement": means[best], "usable": len(usable) / len(samples)}
+    chosen = replace(chosen, refused=tuple(one for one in samples if one.reason not in ("", FAILED)))
     if label_field and chosen.soft is None:
         shares = Counter(label_text(sample.outputs[label_field]) for sample in usable)
         soft = {label: count / len(usable) for label, count in shares.items()}

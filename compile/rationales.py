@@ -101,18 +101,22 @@ class Star:
         inputs = [FieldSpec(name, annotation) for name, annotation in source.fields.items()]
         return {"reason": Reasoner(build_signature(inputs, output_specs(source), source.instructions))}
 
+    def labeler(self, materials: Materials) -> Labeler:
+        """Return what answers rows with a rationale: the task's own program, else a chain of thought."""
+        labeler = replace(materials.labeler, lm=materials.lm)
+        if reasons(next(iter(labeler.programs.values())), labeler.output_fields):
+            return labeler
+        program, source = materials.programs(self)["reason"], materials.source
+        return replace(labeler, programs={b: blind(program, source, b) for b in (-1, *source.blocks)})
+
     def __call__(self, records: Sequence[Record], materials: Materials, wanted: int) -> Synthesized:
         """Return one record a row, of at most `wanted` rows, with its rationale."""
-        labeler = replace(materials.labeler, lm=materials.lm)
-        if not reasons(next(iter(labeler.programs.values())), labeler.output_fields):
-            program, source = materials.programs(self)["reason"], materials.source
-            labeler = replace(labeler, programs={b: blind(program, source, b) for b in (-1, *source.blocks)})
         # A label that is scored needs one answer, a rationale still several tries.
         samples = max(self.config.samples, materials.samples)
         done = star(
             pick_rows(records, wanted, materials.seed),
             materials.source,
-            labeler,
+            self.labeler(materials),
             config=replace(self.config, samples=samples, threads=materials.threads, seed=materials.seed),
             progress=materials.show("reasoning to known answers"),
         )
@@ -151,6 +155,16 @@ def star(
         )
     failed = len(done) - ways.total()
     return Starred(done, ways[DIRECT], ways[RATIONALIZED], failed, run.calls, run.unreadable)
+
+
+def explained(records: Sequence[Record], materials: Materials) -> Starred:
+    """Return the rows in their order, each with a rationale for the answer that it has, by one call that is told it.
+
+    Raises what `star` does.
+    """
+    config = StarConfig(samples=0, threads=materials.threads, seed=materials.seed)
+    show = materials.show("reasoning to known answers")
+    return star(records, materials.source, Star().labeler(materials), config=config, progress=show)
 
 
 def with_rationales(gold: Sequence[Record], records: Sequence[Record]) -> list[Record]:

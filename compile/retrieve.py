@@ -20,7 +20,7 @@ from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.nearest import text_encoder
 from limbeck.compile.outliers import LanguageOutliers
 from limbeck.compile.source import Source
-from limbeck.documents import MAX_WORDS, Documents, Passage, read_documents
+from limbeck.documents import MAX_WORDS, Documents, Passage, read_documents, sentences
 from limbeck.errors import InputError
 from limbeck.models.grounded import Find
 
@@ -132,6 +132,26 @@ def grounding(retriever: Retriever, k: int = 3) -> Callable[[str], str]:
     ('[1] Boil the water.', '')
     """
     return lambda query: "\n\n".join(f"[{i}] {p.text}" for i, p in enumerate(retriever(query, k), 1))
+
+
+def search_tool(retriever: Retriever) -> Callable[[str], str]:
+    """Return a tool for chains of abstraction: from a query to the one sentence of the best passage that fits it most.
+
+    A sentence, since a later call takes what was found. The tool raises LookupError where no passage has to do with the
+    query.
+
+    >>> search_tool(BM25([Passage("Feed the cat. Water boils at 100 degrees.", "tea.md", 0)]))("when does water boil")
+    'Water boils at 100 degrees.'
+    """
+
+    def search(query: str) -> str:
+        found = retriever(query, 1)
+        if not found:
+            raise LookupError(f"no passage about {query[:60]!r}")
+        asked = set(_tokens(query))
+        return max(sentences(found[0].text), key=lambda sentence: len(asked & set(_tokens(sentence))))
+
+    return search
 
 
 def finder(retriever: Retriever, k: int = 3) -> Find:

@@ -21,11 +21,13 @@ from limbeck.compile.concurrent import concurrently
 from limbeck.compile.dedup import normalize, record_text
 from limbeck.compile.focus import Focus
 from limbeck.compile.label import LabelConfig, Labeler, answer_all, answered
+from limbeck.compile.pairs import sampled_preferences
 from limbeck.compile.prompts import blind
 from limbeck.compile.rouge import RougeIndex
 from limbeck.compile.source import Source, writer_of
 from limbeck.compile.synthesize import written_by
 from limbeck.errors import BudgetExceeded, StageEmpty
+from limbeck.preferences import Preference
 from limbeck.programs.generate import Condition, InputWriter
 from limbeck.records import CHECKED, Provenance, Record, stable_hash
 
@@ -80,12 +82,16 @@ class SelfInstructConfig:
 
 @dataclass(frozen=True)
 class SelfInstructed:
-    """The records, rejected ones among them, with the calls that wrote the inputs and a count by reason."""
+    """The records, rejected ones among them, with the calls that wrote the inputs and a count by reason.
+
+    `preferences` are pairs of answers that verifiers told apart.
+    """
 
     records: tuple[Record, ...]
     calls: int
     failed: int
     counts: Mapping[str, int]
+    preferences: tuple[Preference, ...] = ()
 
 
 def self_instruct(
@@ -124,7 +130,8 @@ def self_instruct(
     filled = iter(answered(r, a) for r, a in zip(asked, answers, strict=True))
     records = tuple(next(filled) if record.kept else record for record in run.records)
     counts: Mapping[str, int] = Counter(r.reason for r in records if r.reason)
-    return SelfInstructed(records, run.calls, run.failed, dict(counts))
+    preferences = tuple(sampled_preferences(asked, answers, seed=config.seed))
+    return SelfInstructed(records, run.calls, run.failed, dict(counts), preferences)
 
 
 class InputFilter:

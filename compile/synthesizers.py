@@ -259,7 +259,8 @@ class SelfInstruct:
             writer=cast(InputWriter, materials.programs(self)["write"]),
             progress=lambda what, done, total: show[what](done, total),
         )
-        return Synthesized(made.records, {"failed_calls": made.failed} if made.failed else {})
+        counts = {"failed_calls": made.failed} if made.failed else {}
+        return Synthesized(made.records, counts, preferences=made.preferences)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,18 @@ def parse_chain(text: str) -> Chain:
     return Chain(text, _waves(steps), answer)
 
 
+def is_chain(text: str) -> bool:
+    """Return whether a text is a chain that can be run.
+
+    >>> is_chain("[2 + 3 = y1]"), is_chain("2 + 3 = 5")
+    (True, False)
+    """
+    try:
+        return bool(parse_chain(text))
+    except ChainError:
+        return False
+
+
 def run_chain(chain: Chain, tools: Mapping[str, Tool] | None = None, *, threads: int = 8) -> ChainRun:
     """Return the results of a chain's calls; calls of one wave run at once.
 

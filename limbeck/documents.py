@@ -70,6 +70,15 @@ class Documents:
     warnings: tuple[str, ...] = ()
 
 
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, without the space around them.
+
+    >>> sentences("Feed the cat. Is it fed?  It is!")
+    ['Feed the cat.', 'Is it fed?', 'It is!']
+    """
+    return [found.strip() for found in _SENTENCES.findall(text) if found.strip()]
+
+
 def read_documents(
     folder: str | Path,
     *,

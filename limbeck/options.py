@@ -192,6 +192,15 @@ JudgePrecision = Annotated[
         help="The share of right answers among those that the judge lets pass, on your labels.", rich_help_panel=_TRUST
     ),
 ]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="What the student is trained for: sft (answers), or step-by-step[=WEIGHT] (rationales as a second task); "
+        "then dpo[=BETA] (preferred answers): sft,dpo.",
+        metavar="LIST",
+        rich_help_panel=_MODELS,
+    ),
+]
 Level = Annotated[
     str,
     typer.Option(

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
-from limbeck.chains import Tool, as_number, parse_chain, run_chain
+from limbeck.chains import ChainError, Tool, as_number, parse_chain, run_chain, shown
 from limbeck.signatures.abstraction import (
     CHAIN,
     PROBLEM,
@@ -86,8 +87,11 @@ class ChainWriter(dspy.Module):
 class ChainProgram(dspy.Module):
     """Answers by a chain of abstraction: decodes it whole, then runs its calls, independent ones at once.
 
-    Its one predictor writes `reasoning`, so it learns from records whose rationale is a chain. A chain that cannot be
-    read or run raises `limbeck.chains.ChainError`.
+    Its one predictor writes `reasoning`, so it learns from records whose rationale is a chain. `tools` are run beside
+    the calculator, by the name that a chain calls them by: any `dspy.Tool` of one argument, or a search over documents
+    (`limbeck.compile.retrieve.search_tool`). With `text` a number is given as text. A chain that cannot be read or run
+    is an answer that cannot be read: AdapterParseError, with the `limbeck.chains.ChainError` that names the rule as its
+    cause.
     """
 
     def __init__(
@@ -97,18 +101,26 @@ class ChainProgram(dspy.Module):
         task: str,
         *,
         tools: Mapping[str, Tool] | None = None,
+        text: bool = False,
         threads: int = 8,
     ) -> None:
         super().__init__()
-        self.answer, self.threads = answer, threads
+        self.answer, self.text, self.threads = answer, text, threads
         self.tools = dict(tools or {})
         self.reason = dspy.Predict(reason_abstractly(fields, task, list(self.tools)))
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Return the answer, the chain as `reasoning`, and the chain with its results as `filled`."""
         chain = str(self.reason(**inputs)[REASONING])
-        done = run_chain(parse_chain(chain), self.tools, threads=self.threads)
-        return dspy.Prediction(**{self.answer: as_number(done.answer)}, reasoning=chain, filled=done.text)
+        try:
+            done = run_chain(parse_chain(chain), self.tools, threads=self.threads)
+            answer = shown(done.answer) if self.text else as_number(done.answer)
+        except ChainError as error:
+            signature: Any = self.reason.signature
+            raise AdapterParseError(
+                adapter_name=type(self).__name__, signature=signature, lm_response=chain, message=str(error)
+            ) from error
+        return dspy.Prediction(**{self.answer: answer}, reasoning=chain, filled=done.text)
 
 
 def demo_of(problem: str, chain: str, solution: str = "") -> dspy.Example:

@@ -1,7 +1,8 @@
-"""What a teacher is asked when it is told the answer: reason to it, as if nobody had told.
+"""What a teacher is asked when it is told the answer, and what a student is asked for a rationale alone.
 
-The rationalization of STaR (Zelikman et al. 2022, arXiv:2203.14465): the answer stands behind the inputs, and what is
-kept of the call is the rationale alone.
+In the rationalization of STaR (Zelikman et al. 2022, arXiv:2203.14465) the answer stands behind the inputs, to be
+reasoned to as if nobody had told, and what is kept of the call is the rationale alone. Distilling step-by-step (Hsieh
+et al. 2023, arXiv:2305.02301) teaches rationales under a prompt of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import dspy
 
 from limbeck.signatures.rewrite import free_name
 
-KNOWN = "known_answer"
+KNOWN, RATIONALE = "known_answer", "rationale"
 _RULE = (
     "The {name} is right. Reason to it from the other fields step by step, as somebody would who does not know it "
     "yet: never say that it was given, and never reason from it."
 )
+
+_EXPLAIN = "Do not answer yet: write the {name} that leads to the {outputs}, step by step."
 
 
 def known_name(signature: Any) -> str:
@@ -35,6 +38,20 @@ def with_known_answer(signature: Any, answer: str) -> type[dspy.Signature]:
     field: Any = make.InputField(default=answer, desc="the right answer, which the rationale must not mention")
     told = signature.append(name, field, str)
     return told.with_instructions(f"{signature.instructions.strip()}\n{_RULE.format(name=name)}")
+
+
+def explain(signature: Any) -> type[dspy.Signature]:
+    """Return the signature that asks for the rationale in the place of the outputs.
+
+    >>> explain(dspy.Signature("question -> answer")).signature
+    'question -> rationale'
+    """
+    name, outputs, make = free_name(RATIONALE, list(signature.fields)), list(signature.output_fields), dspy
+    asked = signature.append(name, make.OutputField(), str)
+    for output in outputs:
+        asked = asked.delete(output)
+    told = f"{signature.instructions.strip()}\n{_EXPLAIN.format(outputs=' and the '.join(outputs), name=name)}"
+    return asked.with_instructions(told)
 
 
 def answer_text(outputs: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.utils.exceptions import AdapterParseError
 from scripted import scripted
 
 from limbeck.chains import ChainError
@@ -22,10 +23,13 @@ from limbeck.compile.abstraction import (
     solution_of,
 )
 from limbeck.compile.label import Labeler
+from limbeck.compile.retrieve import BM25, search_tool
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import Materials, load_method
+from limbeck.documents import Passage
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import BudgetExceeded, InputError, StageEmpty
+from limbeck.evaluate import run_system
 from limbeck.models import CompactAdapter
 from limbeck.models.adapter import render
 from limbeck.programs.abstraction import ChainProgram, ChainWriter
@@ -213,8 +217,51 @@ def test_a_program_decodes_a_chain_and_learns_from_such_records() -> None:
     )
     assert rendered.completions == ((record.rationale, 1.0),)
     lm, _ = scripted(lambda _: "She has 22.")
-    with dspy.context(lm=lm, adapter=CompactAdapter()), pytest.raises(ChainError, match="no_placeholder"):
+    unreadable = pytest.raises(AdapterParseError, match="no_placeholder")
+    with dspy.context(lm=lm, adapter=CompactAdapter()), unreadable as told:
         program(question="How many?")
+    assert isinstance(told.value.__cause__, ChainError)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("[y2 + 1 = y1] and [y1 + 1 = y2]", "cycle"),
+        ("[2 + y7 = y1]", "undefined_variable"),
+        ("[lookup(figs) = y1]", "unparsable"),
+        ("[search(plums) = y1]", "tool_error"),
+    ],
+)
+def test_a_chain_that_cannot_run_costs_its_row_and_no_stage(said: str, reason: str) -> None:
+    search = search_tool(BM25([Passage("Figs ripen late.", "figs.md", 0)]))
+    program = ChainProgram({"question": str}, "answer", "Answer with the number.", tools={"search": search})
+    lm, _ = scripted(lambda _: said)
+    examples = [dspy.Example(question="How many?", answer=2).with_inputs("question")] * 2
+    done = run_system("student", program, lm, examples, lambda *_: 1.0, adapter=CompactAdapter())
+    assert done.scores == (0.0, 0.0)
+    assert all(reason in error for error in done.errors)
+
+
+def test_a_program_searches_documents_runs_any_tool_and_calculates_with_what_they_found() -> None:
+    pages = [Passage("The fig is a tree. A fig tree bears 40 figs.", "figs.md", 0), Passage("Plums.", "plums.md", 0)]
+
+    def number(text: str) -> str:
+        """Return the number in a text."""
+        return re.findall(r"\d+", text)[0]
+
+    tools: dict[str, Any] = {"search": search_tool(BM25(pages)), "number": dspy.Tool(number)}
+    lm, _ = scripted(
+        lambda _: (
+            "A tree bears [search(how many figs bears a tree) = y1], so [number(y1) = y2]. He has [3 * 4 = y3], in all "
+            "[y2 + y3 = y4]. The answer is y4."
+        )
+    )
+    for text, wanted in ((False, 52), (True, "52")):
+        program = ChainProgram({"question": str}, "answer", "Answer with the number.", tools=tools, text=text)
+        with dspy.context(lm=lm, adapter=CompactAdapter()):
+            made = program(question="How many?")
+        assert made.answer == wanted
+        assert "search(how many figs bears a tree) = A fig tree bears 40 figs." in made.filled
 
 
 def test_fences_around_a_chain_are_taken_off() -> None:

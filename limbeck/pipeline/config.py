@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from limbeck.errors import InputError
 from limbeck.levels import parse_levels
 from limbeck.models.kinds import ENCODER_NAMES, LOCAL_NAMES, is_encoder, is_local
+from limbeck.pipeline.objectives import Objectives, parse_objectives
 from limbeck.terms import check_reason
 
 EffortName = Literal["quick", "standard", "thorough"]
@@ -111,7 +112,7 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "tune")
+_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "tune", "objective")
 # What of an encoder can be trained: LoRA layers and its head, or the head alone.
 TUNED = ("lora", "head")
 # What `--judge` takes for the run's own teacher.
@@ -128,7 +129,8 @@ class RunConfig:
     of human involvement that the student may learn from ("": all that the methods give). `tune` is what of an encoder
     student is trained, "lora" or "head" ("": both are tried out of fold). `accept_terms` is why a run
     goes on where the terms of a teacher forbid it ("": it does not). `judge` is the model that says which answers are
-    acceptable ("": none, "teacher": the teacher), and `allow_code` lets model-written code run in a weak sandbox.
+    acceptable ("": none, "teacher": the teacher), `objective` is what the student is trained for, and `allow_code` lets
+    model-written code run in a weak sandbox.
     """
 
     out: str
@@ -165,6 +167,7 @@ class RunConfig:
     pii: str = "keep"
     judge: str = ""
     judge_precision: float = 0.9
+    objective: str = "sft"
     level: str = ""
     max_usd: float | None = None
     max_tokens: int | None = None
@@ -181,6 +184,11 @@ class RunConfig:
     def spend(self) -> Effort:
         """The effort level's counts."""
         return EFFORTS[self.effort]
+
+    @property
+    def objectives(self) -> Objectives:
+        """What the distilled student is trained for; InputError where `objective` names nothing."""
+        return parse_objectives(self.objective)
 
     @property
     def judge_model(self) -> str:
@@ -210,9 +218,9 @@ class RunConfig:
 
         Folder, budgets, accepted terms and leave to run code do not, and files count by what they hold (the task's
         fingerprint), as compiled programs of methods do in the keys of synthesis. The methods of writing rows concern
-        synthesis and what follows it, rules and the judge curation, whose keys hold them; levels and rounds the
-        student, whose keys hold its rows, and `tune` too, by the recipe. Where the test rows are a file of their own,
-        how many are scored concerns evaluation alone, whose keys hold the rows.
+        synthesis and what follows it, rules and the judge curation, whose keys hold them; levels, rounds and objectives
+        concern the student, whose keys hold its rows and its recipe, as `tune` does. Where the test rows are a file of
+        their own, how many are scored concerns evaluation alone, whose keys hold the rows.
         """
         skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
@@ -247,6 +255,7 @@ def check(config: RunConfig) -> None:
     if config.accept_terms:
         check_reason(config.accept_terms)
     parse_levels(config.level)
+    parse_objectives(config.objective)
     for name in ("max_usd", "max_tokens", "max_minutes"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
@@ -289,6 +298,11 @@ def _check_encoders(config: RunConfig) -> None:
     if config.tune and not is_encoder(config.student):
         raise InputError(
             f"--tune {config.tune} concerns encoders, and the student is {config.student!r}", valid=ENCODER_NAMES
+        )
+    if is_encoder(config.student) and parse_objectives(config.objective) != Objectives():
+        raise InputError(
+            f"--objective {config.objective}: the student {config.student!r} is an encoder, which writes no text",
+            valid="sft, or a student that writes",
         )
 
 

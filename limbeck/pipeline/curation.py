@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, pro
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, callers, label_matrix, predict
 from limbeck.principles import read_principles
-from limbeck.records import Record, read_records, write_records
+from limbeck.records import Record, read_records, stable_hash, write_records
 from limbeck.review import apply_reviews, read_reviews, review_status
 
 KEPT, REJECTED = "data/kept.parquet", "data/rejected.parquet"
@@ -274,16 +274,30 @@ def _say(context: Context, done: Curated) -> None:
 
 @dataclass(frozen=True)
 class Learnable:
-    """What the distilled student may learn from: labels, kept rows, and these as labelled blind to their fold."""
+    """What the distilled student may learn from: labels, kept rows, and these as labelled blind to their fold.
+
+    `own` says which fold a labelled row is of, by a hash of its inputs: rows that answer it anew are not for students
+    that are judged on it.
+    """
 
     gold: list[Record]
     kept: list[Record]
     blind: list[Record]
+    own: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def outside(self, fold: int) -> list[Record]:
         """Return the rows that have not seen the gold rows of a fold."""
-        told = [r for r in self.blind if r.provenance.block in (fold, -1)]
-        return [r for r in self.gold if r.provenance.block != fold] + told
+        return [r for r in self.gold if r.provenance.block != fold] + self.told(fold)
+
+    def told(self, fold: int) -> list[Record]:
+        """Return those of them that are not the user's own."""
+        return self.unseen(fold, self.blind)
+
+    def unseen(self, fold: int, rows: Sequence[Record]) -> list[Record]:
+        """Return those of some written rows that have not seen the gold rows of a fold, and are none of them."""
+        return [
+            r for r in rows if r.provenance.block in (fold, -1) and self.own.get(stable_hash(dict(r.inputs))) != fold
+        ]
 
     def enough(self, folds: int) -> bool:
         """Return whether there are rows for every fit."""
@@ -300,7 +314,8 @@ def learnable(context: Context, gold: Sequence[Record], number: int = 1) -> Lear
     files = [path / Turn(number).file(name) for name in (KEPT, BLIND)]
     kept, blind = (restrict(apply_reviews(read_records(file), reviews), levels) for file in files)
     labels = restrict(gold, levels)
-    rows = Learnable(*([r for r in part if r.kept] for part in (labels, kept, blind)))
+    own = {stable_hash(inputs): fold for inputs, fold in zip(context.gold_inputs(), context.split.folds, strict=False)}
+    rows = Learnable(*([r for r in part if r.kept] for part in (labels, kept, blind)), own=own)
     if reviews or levels != frozenset(LEVELS):
         review = {"review": review_status(path, seed=context.config.seed).to_dict()} if reviews else {}
         told = _log_review(context, [*labels, *kept], {**review, "seconds": round(time.monotonic() - started, 2)})

@@ -22,6 +22,7 @@ from limbeck.compile.label import (
     label_pool,
     prompt_hash,
 )
+from limbeck.compile.pairs import sampled_preferences
 from limbeck.compile.prompts import read_states
 from limbeck.compile.retrieve import documents_of
 from limbeck.compile.source import source_of
@@ -38,7 +39,7 @@ from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.forecast import local_parameters
 from limbeck.pipeline.runfolder import content_hash
-from limbeck.preferences import write_preferences
+from limbeck.preferences import Preference, write_preferences
 from limbeck.records import Provenance, Record, read_records, stable_hash, write_records
 from limbeck.task import Task
 from limbeck.terms import resolve
@@ -52,7 +53,7 @@ RIGHT = 0.99
 # The temperature of further tries.
 WARM = 0.8
 CANDIDATES = "data/candidates.parquet"
-# Pairs of answers of which one is preferred, where a method makes such.
+# Pairs of answers of which one is preferred, where a method makes such or verifiers tell sampled answers apart.
 PREFERENCES = "data/preferences.parquet"
 
 
@@ -160,14 +161,22 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
     labeler = labeler_of(context, demos, program)
     config = LabelConfig(samples=samples_of(context), threads=context.callers, seed=context.config.seed)
     records: list[Record] = []
+    preferences: list[Preference] = []
     written = Synthesized(())
+
+    def seen(record: Record, answer: Answer) -> None:
+        # A label of a closed task is settled by all labelers together, not by the teacher's verifiers.
+        preferences.extend([] if context.closed else sampled_preferences([record], [answer], seed=config.seed))
+
     if pool:
-        records += label_pool(pool, labeler, config=config, progress=progress_of(context, "labelling the pool"))
+        show = progress_of(context, "labelling the pool")
+        records += label_pool(pool, labeler, config=config, progress=show, seen=seen)
     wanted = -(-rows_to_write(context, 0) // 2) if earlier else rows_to_write(context, len(pool))
     if wanted:
         try:
             written = _written(context, wanted, labeler, config, turn)
             records += written.records
+            preferences += written.preferences
             for text in (text for part in written.log.values() for text in part.get("warnings", ())):
                 context.run.warn(text)
         except StageEmpty as error:
@@ -179,9 +188,9 @@ def synthesize_stage(context: Context, demos: int, program: dspy.Module, turn: T
     write_records(records, context.run.path / turn.file(CANDIDATES))
     files = [turn.file(CANDIDATES)]
     (context.run.path / turn.file(PREFERENCES)).unlink(missing_ok=True)
-    if written.preferences:
+    if preferences:
         files.append(turn.file(PREFERENCES))
-        pairs = [replace(one, provenance=_licensed(one.provenance, context)) for one in written.preferences]
+        pairs = [replace(one, provenance=_licensed(one.provenance, context)) for one in preferences]
         write_preferences(pairs, context.run.path / files[-1])
     usable = sum(r.kept for r in records)
     return {
@@ -273,7 +282,9 @@ def _written(context: Context, wanted: int, labeler: Labeler, config: LabelConfi
         [r.inputs for r in asked], labeler, blocks=blocks, config=config, progress=progress_of(context, what)
     )
     told = {id(r): _told(r, a, intended=context.closed) for r, a in zip(asked, answers, strict=True)}
-    return replace(made, records=tuple(told.get(id(r), r) for r in made.records))
+    pairs = [] if context.closed else sampled_preferences(asked, answers, seed=config.seed)
+    records = tuple(told.get(id(r), r) for r in made.records)
+    return replace(made, records=records, preferences=(*made.preferences, *pairs))
 
 
 def _told(record: Record, answer: Answer, *, intended: bool) -> Record:

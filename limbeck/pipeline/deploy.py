@@ -20,6 +20,7 @@ from limbeck.pipeline.context import Context
 from limbeck.pipeline.learn import ADAPTERS
 from limbeck.pipeline.runfolder import labels_copy
 from limbeck.pipeline.students import Recipe, callers
+from limbeck.pipeline.ways import OWN, student_program
 from limbeck.task import Task
 
 TEACHERS = ("teacher", "teacher_compiled")
@@ -27,7 +28,7 @@ BASE = "student_base"
 
 
 def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe], *, nearest: int = 0) -> None:
-    """Write students.json: the chosen system, and each trained student's program file and adapter folder.
+    """Write students.json: the chosen system, and each trained student's program file, adapter folder and way.
 
     `nearest` is how many demonstrations the compiled teacher retrieves for each input, 0 where they are fixed.
     """
@@ -35,7 +36,7 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe],
     cast(Any, context.plan.task.program).save(str(context.run.path / "student_base.json"))
     for name, recipe in recipes.items():
         cast(Any, context.plan.program(recipe)).save(str(context.run.path / f"{name}.json"))
-        systems[name] = {"program": f"{name}.json", "adapter": ADAPTERS[name]}
+        systems[name] = {"program": f"{name}.json", "adapter": ADAPTERS[name], "way": recipe.way}
     systems["teacher_compiled"] = {"program": "program.json", "adapter": "", "nearest": nearest}
     payload = {
         "chosen": chosen,
@@ -127,7 +128,7 @@ def load_run(folder: Path, system: str = "", task: Task | None = None) -> Deploy
     found = task or _task(config, folder, stored)
     if found.label_field:
         found = found.with_descriptions(stored["descriptions"])
-    program = found.program.deepcopy()
+    program = student_program(found, files.get("way", OWN))
     cast(Any, program).load(str(folder / files["program"]))
     if files.get("nearest"):
         program = NearestDemos.restored(program, k=files["nearest"])

@@ -1,7 +1,7 @@
 """What a run would take, before the first call: calls, tokens, dollars and minutes.
 
 Counts follow from the rows, the effort level and what each method of writing rows says of its cost; tokens from the
-rows' lengths at four characters a token. Further rounds and a judge's calls are counted at their most.
+rows' lengths at four characters a token. Further rounds, a judge's calls and rationales are counted at their most.
 Minutes for a local model follow from its size and a bf16 matrix product's speed on two cores (about 250 GFLOP/s);
 for a server they are left out. All of it is a forecast: real answers are shorter or longer.
 """
@@ -26,6 +26,7 @@ from limbeck.models.kinds import is_encoder, is_local
 from limbeck.pipeline.config import Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
 from limbeck.pipeline.students import StudentPlan, gold_recipes, prompt_text, prompts_tried
+from limbeck.pipeline.ways import by_chains
 from limbeck.task import Task
 
 _FLOPS = 250e9
@@ -148,6 +149,8 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     bare = _Calls(gold, size.row, size.prompt, size.answer)
     shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
     judged = pool + written + again
+    asked_reasons = bool(config.objectives.rationales) and not plan.writes_more
+    asked_reasons = asked_reasons and not by_chains(task, config.method, closed)
     looking = _Calls(gold + written + again, size.row + size.answer, _JUDGING, 1)
     looks = config.judge_model if config.judge else config.teacher
 
@@ -164,12 +167,15 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
         *([line("answers to judge", [replace(bare, count=gold * spend.samples)])] if config.judge else []),
         *([line("judge", [_judging(config, size, gold + judged)], model=config.judge_model)] if config.judge else []),
         *([line("toxic rows", [looking], model=looks)] if rules_of(config).toxic else []),
+        *([line("rationales", [_rationales(size, gold + judged)])] if asked_reasons else []),
         line("finetune", [], distilled),
         *([line(f"rounds 2 to {config.rounds}, at most", writing(later), redone)] if config.rounds > 1 else []),
         line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
     )
     searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
     left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
+    if config.objectives.beta:
+        left_out.append("not-counted: training on preference pairs, of which there may be none")
     terms = [resolve(name, config.api_base) for name in config.models_asked().values() if name]
     told = [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]
     return Forecast(lines, _usd(lines), (*task.warnings, *split.notes, *told, *left_out))
@@ -256,6 +262,11 @@ def _judging(config: RunConfig, size: _Sizes, rows: int) -> _Calls:
     """Return the judge's calls for so many rows; where it gives no probabilities its answers are counted as votes."""
     votes = 1 if _is_scored(config.judge_model) else config.spend.samples
     return _Calls(rows * votes, size.row + size.answer, _JUDGING, 1)
+
+
+def _rationales(size: _Sizes, rows: int) -> _Calls:
+    """Return the calls for the rationales of so many rows, one each that is told the answer."""
+    return _Calls(rows, size.row + size.answer, size.prompt, _RATIONALE + size.answer)
 
 
 def _usd(lines: tuple[Line, ...]) -> float | None:

@@ -14,10 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from limbeck.comparison import SystemResult
 from limbeck.finetune.loop import Progress
 from limbeck.pipeline.context import Context
 from limbeck.pipeline.fitting import LOOKS, fit, lm_of, load_student, save
-from limbeck.pipeline.students import Matrix, Recipe, label_matrix, predict, usefulness
+from limbeck.pipeline.pairs import align
+from limbeck.pipeline.students import Matrix, Recipe, StudentPlan, label_matrix, predict, usefulness
+from limbeck.preferences import Preference
 from limbeck.records import Record, stable_hash
 from limbeck.stats import mean_gap
 
@@ -42,7 +45,9 @@ class Tuned:
         return float(np.mean(self.scores)) if self.scores else float("nan")
 
 
-def _watch(context: Context, what: str) -> Callable[[Progress], None]:
+def watch(context: Context, what: str) -> Callable[[Progress], None]:
+    """Return what shows a fit's progress and ends it where the time is spent."""
+
     def show(p: Progress) -> None:
         detail = f"loss {p.loss:.2f}, {p.rows_per_second:.1f} rows/s, {p.seconds_left:.0f} s left"
         context.run.reporter.step(what, p.step, p.total, detail)
@@ -55,8 +60,28 @@ def _records_hash(records: Sequence[Record]) -> str:
     return stable_hash([[r.id, dict(r.outputs), r.soft, round(r.weight, 6), r.rationale] for r in records])
 
 
+def fold_plan(context: Context, fold: int) -> StudentPlan:
+    """Return the plan of a student that is judged on a fold: its demonstrations may not show those rows."""
+    held = {id(context.split.gold[i]) for i in context.split.held_out(fold)}
+    return replace(context.plan, demos=tuple(demo for demo in context.plan.demos if id(demo) not in held))
+
+
+def look_of(context: Context, result: SystemResult, rows: Sequence[int]) -> dict[str, Any]:
+    """Return what a student said of these gold rows as JSON holds it: value, score and label probabilities of each."""
+    labels = context.task.labels if context.closed else ()
+    answers = [context.task.label_of(context.split.gold[i]) for i in rows]
+    look: dict[str, Any] = {
+        "useful": usefulness(result, context.output, labels, answers),
+        "scores": list(result.scores),
+    }
+    if labels:
+        matrix = label_matrix(result, context.output, labels)
+        look["matrix"] = np.nan_to_num(matrix, nan=1.0 / len(labels)).tolist()
+    return look
+
+
 @dataclass(frozen=True)
-class _FoldFit:
+class FoldFit:
     """One fit on what a fold's gold rows may not be part of; `folder` keeps its adapter, None: nothing is kept."""
 
     context: Context
@@ -68,40 +93,31 @@ class _FoldFit:
 
     def run(self) -> dict[str, Any]:
         """Train on the records and predict the fold's gold rows."""
-        context, gold = self.context, self.context.split.gold
-        rows = context.split.held_out(self.fold)
+        context, rows = self.context, self.context.split.held_out(self.fold)
         what = f"{self.name}: lr {self.recipe.lr:g}, fold {self.fold + 1}/{context.split.n_folds}"
-        held = {id(gold[i]) for i in rows}
-        # The student's own demonstrations may not show the rows that it is judged on.
-        demos = tuple(demo for demo in context.plan.demos if id(demo) not in held)
         done = fit(
-            replace(context.plan, demos=demos),
+            fold_plan(context, self.fold),
             self.recipe,
             self.records,
-            held_out=[gold[i] for i in rows],
-            progress=_watch(context, what),
+            held_out=[context.split.gold[i] for i in rows],
+            progress=watch(context, what),
         )
         if self.folder:
             save(done.result, self.folder)
-        labels = context.task.labels if context.closed else ()
-        answers = [context.task.label_of(gold[i]) for i in rows]
-        looks: list[dict[str, Any]] = []
-        for result in done.looks:
-            look: dict[str, Any] = {
-                "useful": usefulness(result, context.output, labels, answers),
-                "scores": list(result.scores),
-            }
-            if labels:
-                matrix = label_matrix(result, context.output, labels)
-                look["matrix"] = np.nan_to_num(matrix, nan=1.0 / len(labels)).tolist()
-            looks.append(look)
-        return {"looks": looks}
+        return {"looks": [look_of(context, result, rows) for result in done.looks]}
 
     def stored(self) -> dict[str, Any]:
         """Return what `run` gave, from the ledger where it ran before."""
         parts = [self.recipe.values(), self.fold, _records_hash(self.records)]
         key = self.context.key(self.name, *parts, dict(self.context.task.label_descriptions))
         return self.context.run.stage(f"fit {self.name}", key, self.run, show=False)
+
+    def adapter(self) -> Path:
+        """Return the folder of the adapter; one that was cleared away is trained again."""
+        assert self.folder is not None
+        if not self.folder.exists():
+            self.run()
+        return self.folder
 
 
 def tune(
@@ -125,13 +141,13 @@ def tune(
     for recipe in recipes:
         fits = [
             (context.split.held_out(one.fold), one.stored())
-            for one in _fold_fits(context, name, recipe, records_for, keep)
+            for one in fold_fits(context, name, recipe, records_for, keep)
         ]
         looks: list[Tuned] = []
         for at in range(LOOKS):
             # A fit of very few steps has fewer looks; its last one stands for the rest.
             seen = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
-            looks.append(_gathered(context, replace(recipe, stop=(at + 1) / LOOKS), seen))
+            looks.append(gathered(context, replace(recipe, stop=(at + 1) / LOOKS), seen))
         tried += looks
         ended.append(_ended(looks))
     best = max(ended, key=lambda one: round(float(np.mean(one.useful)), 6))
@@ -151,7 +167,7 @@ def _ended(looks: Sequence[Tuned]) -> Tuned:
     return best if gap > error else looks[-1]
 
 
-def _gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> Tuned:
+def gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[int], Mapping[str, Any]]]) -> Tuned:
     """Return every gold row's out-of-fold value at one look of all folds; the recipe ends at that look."""
     n, k = len(context.split.gold), len(context.task.labels)
     useful, scores = [0.0] * n, [0.0] * n
@@ -164,12 +180,13 @@ def _gathered(context: Context, recipe: Recipe, looks: Sequence[tuple[Sequence[i
     return Tuned(recipe, tuple(useful), tuple(scores), matrix, ())
 
 
-def _fold_fits(
+def fold_fits(
     context: Context, name: str, recipe: Recipe, records_for: Callable[[int], Sequence[Record]], keep: bool
-) -> list[_FoldFit]:
+) -> list[FoldFit]:
+    """Return every fold's fit of a recipe, not yet run; `keep` keeps their adapters."""
     fits = context.run.path / FITS
     return [
-        _FoldFit(
+        FoldFit(
             context,
             name,
             recipe,
@@ -185,23 +202,23 @@ def _fold_fits(
 def fold_adapters(
     context: Context, name: str, tuned: Tuned, records_for: Callable[[int], Sequence[Record]]
 ) -> list[Path]:
-    """Return every fold's adapter of a tuned student; one that was cleared away is trained again."""
-    found: list[Path] = []
-    for one in _fold_fits(context, name, tuned.recipe, records_for, True):
-        assert one.folder is not None
-        if not one.folder.exists():
-            one.run()
-        found.append(one.folder)
-    return found
+    """Return every fold's adapter of a tuned student."""
+    return [one.adapter() for one in fold_fits(context, name, tuned.recipe, records_for, True)]
 
 
-def fit_final(context: Context, name: str, recipe: Recipe, records: Sequence[Record]) -> dict[str, Any]:
-    """Train the final student on all records and write its adapter into the run folder; return the payload."""
-    done = fit(context.plan, recipe, records, progress=_watch(context, f"{name}: final fit"))
-    save(done.result, context.run.path / ADAPTERS[name])
+def fit_final(
+    context: Context, name: str, recipe: Recipe, records: Sequence[Record], pairs: Sequence[Preference] = ()
+) -> dict[str, Any]:
+    """Train the final student on all records, and on pairs after them, and write its adapter; return the payload."""
+    done = fit(context.plan, recipe, records, progress=watch(context, f"{name}: final fit"))
+    result = done.result
+    if pairs:
+        result = align(
+            context.plan, recipe, result.loaded, pairs, progress=watch(context, f"{name}: preferences, final fit")
+        )
+    save(result, context.run.path / ADAPTERS[name])
     if done.too_long:
         context.run.warn(f"too-long: {name} learned without {done.too_long} rows, longer than its context")
-    result = done.result
     return {
         "files": [ADAPTERS[name]],
         "recipe": recipe.values(),

@@ -28,6 +28,7 @@ from limbeck.pipeline.programs import check_programs
 from limbeck.pipeline.runfolder import RunFolder, content_hash
 from limbeck.pipeline.students import StudentPlan, answer_tokens, prompt_text
 from limbeck.pipeline.teacher import demo_budget, reflection
+from limbeck.pipeline.ways import by_chains
 from limbeck.task import Task, check_context, task_from_labels
 from limbeck.taskfile import load_task
 
@@ -101,6 +102,7 @@ def prepare(folder: RunFolder, task: Task) -> Context:
     demos = draw_demos(split.gold, k, config.seed, labels=task.labels, output=task.label_field)
     tagged = any(BACKTRANSLATION in portion.chain for portion in parse_methods(config.method))
     plan = StudentPlan(config.student, CompactAdapter(), task, tuple(demos), tagged=tagged)
+    plan = replace(plan, chains=by_chains(task, config.method, plan.closed))
     plan = replace(plan, max_tokens=answer_tokens(plan, split.gold, _counter(student)))
     folder.reporter.note(
         f"{task.name}: {task.kind}, {len(split.gold)} labels, {len(split.test)} test rows"

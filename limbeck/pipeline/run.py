@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,7 @@ from limbeck.errors import InputError
 from limbeck.pipeline.config import STAGES, RunConfig, Stage, check
 from limbeck.pipeline.consent import with_consent
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.curation import curate_stage, learnable
+from limbeck.pipeline.curation import Learnable, curate_stage, learnable
 from limbeck.pipeline.data import FIRST, Turn, synthesize_stage, trusted_gold, writing_key
 from limbeck.pipeline.dataquality import rules_key
 from limbeck.pipeline.judge import (
@@ -32,12 +32,16 @@ from limbeck.pipeline.judge import (
 )
 from limbeck.pipeline.judging import RunJudge, judge_stage
 from limbeck.pipeline.learn import ADAPTERS, FITS, Tuned, fit_final, fold_adapters, tune
+from limbeck.pipeline.preferring import pairs_hash, prefer_stage
 from limbeck.pipeline.prepare import check_task, prepare, read_task
 from limbeck.pipeline.programs import compile_programs
+from limbeck.pipeline.reasons import with_reasons
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
 from limbeck.pipeline.students import Recipe, gold_recipes, prompts_tried, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
+from limbeck.pipeline.ways import CHAIN, OWN, Way, direct_way, teaches
+from limbeck.preferences import Preference
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
 from limbeck.task import Task
@@ -164,7 +168,7 @@ class _Way:
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
-        self._final(GOLD_ONLY, tuned.recipe, self.gold, tuned)
+        self._final(GOLD_ONLY, self.gold, tuned)
         return tuned
 
     def _gold_outside(self, fold: int) -> list[Record]:
@@ -177,14 +181,17 @@ class _Way:
             return trusted_gold(context, self.program, rows)
         return rows
 
-    def _final(self, name: str, recipe: Recipe, records: list[Record], tuned: Tuned) -> dict[str, Any]:
-        context = self.context
+    def _final(
+        self, name: str, records: list[Record], tuned: Tuned, pairs: Sequence[Preference] = ()
+    ) -> dict[str, Any]:
+        context, recipe = self.context, tuned.recipe
         # Only where there is one: keys of rows without a rationale stay what they were.
         ids = [[r.id, dict(r.outputs), r.soft, round(r.weight, 6), *filter(None, [r.rationale])] for r in records]
         key = context.key(name, recipe.values(), ids, dict(context.task.label_descriptions))
+        key += [pairs_hash(pairs)] if pairs else []
 
         def work() -> dict[str, Any]:
-            payload = fit_final(context, name, recipe, records)
+            payload = fit_final(context, name, recipe, records, pairs)
             log = {"records_in": len(records), "kept": recipe.summary(), "tried": list(tuned.tried)}
             return {**payload, "log": log}
 
@@ -221,28 +228,35 @@ class _Way:
 
     def finetune(self, compiled: Mapping[str, Any], gold: Tuned) -> Tuned | None:
         """Tune and train the student on labels and kept rows, in rounds; None where nothing was kept."""
-        best = self._tuned(gold, 1)
-        for number in range(2, self.context.config.rounds + 1):
+        context, best = self.context, self._tuned(gold, 1)
+        for number in range(2, context.config.rounds + 1):
             if best is None or not best.tuned.scores:
-                self.context.run.warn("rounds: one only, for without kept rows and folds there are no errors")
+                context.run.warn("rounds: one only, for without kept rows and folds there are no errors")
                 break
-            turn = Turn(number, weaknesses(self.context, best.tuned))
+            turn = Turn(number, weaknesses(context, best.tuned))
             self.synthesize(compiled, turn)
             self.curate(compiled, gold, turn)
             found = self._tuned(gold, number)
-            if found is None or not told(self.context, found, best):
+            if found is None or not told(context, found, best):
                 break
             best = found
         if best is None:
             return None
-        self._final(STUDENT, best.tuned.recipe, best.rows.gold + best.rows.kept, best.tuned)
-        return best.tuned
+        beta = context.config.objectives.beta
+        preferred = prefer_stage(context, best, beta, STUDENT) if beta else None
+        tuned, pairs = (preferred.tuned, preferred.pairs) if preferred else (best.tuned, ())
+        self._final(STUDENT, best.rows.gold + best.rows.kept, tuned, pairs)
+        return tuned
 
     def _tuned(self, gold: Tuned, number: int) -> Round | None:
         context, spend = self.context, self.context.spend
         rows = learnable(context, self.gold, number)
         if not rows.enough(context.split.n_folds):
             return None
+        objectives = context.config.objectives
+        if objectives.rationales and not context.plan.chains:
+            rows = with_reasons(context, self.program, rows, number)
+        way = self._way(rows)
         recipes = [
             with_steps(
                 replace(
@@ -252,6 +266,8 @@ class _Way:
                     batch_size=16 if context.closed else 8,
                     stop=1.0,
                     demos=demos,
+                    way=way,
+                    rationales=objectives.rationales,
                 ),
                 len(rows.gold) + len(rows.kept),
                 len(context.task.labels) if context.closed else 0,
@@ -259,10 +275,22 @@ class _Way:
                 steps_of(gold.recipe, len(rows.gold)),
             )
             for demos in prompts_tried(context.config)
+            if not (demos and way == CHAIN)  # demonstrations of answers are none of chains
             for weight in spend.gold_weights
         ]
         context.run.reporter.stage("finetune")
-        return Round(number, tune(context, STUDENT, recipes, rows.outside), rows)
+        # DPO goes on from the folds' students.
+        return Round(number, tune(context, STUDENT, recipes, rows.outside, keep=bool(objectives.beta)), rows)
+
+    def _way(self, rows: Learnable) -> Way:
+        """Return how the student answers: by chains where every fit has some, else directly where it learns reasons."""
+        context = self.context
+        fits = [rows.kept, *map(rows.outside, range(context.split.n_folds))]
+        if context.plan.chains and all(any(teaches(CHAIN, r) for r in part) for part in fits):
+            return CHAIN
+        if context.plan.chains:
+            context.run.warn("no-chains: the student answers by the task's own program: too few chains were kept")
+        return direct_way(context.task) if context.config.objectives.rationales else OWN
 
     def evaluate(self, gold: Tuned, student: Tuned | None) -> dict[str, Any]:
         """Score every system on the test rows, choose what the run returns, write report.json."""

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from limbeck.evaluate import SystemResult, run_system
 from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.rows import TrainRow, tokenize_rows
+from limbeck.finetune.step_by_step import second_task
 from limbeck.models import LM
 from limbeck.models.adapter import Rendered, render
 from limbeck.models.kinds import is_encoder, is_local
 from limbeck.models.labels import label_text
+from limbeck.pipeline.ways import OWN, Way, explained, student_program, teaches
 from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ CALLERS, _SERVER_CALLERS = 96, 16
 # Optimizer steps that a class should have at least, the rows of a step where 16 would leave too few of them, and
 # the passes over the rows that are enough for any.
 _STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
+# Parts of a recipe that recipes of earlier versions did not have.
+_LATER = ("head_only", "way", "rationales", "beta")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Recipe:
 
     `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
     the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `head_only`
-    leaves an encoder's own weights as they are.
+    leaves an encoder's own weights as they are. `way` is how the student answers, `rationales` what a rationale counts
+    as a second task against its answer (0: it is none), `beta` that of DPO on preference pairs afterwards (0: none).
     """
 
     lr: float
@@ -53,6 +58,9 @@ class Recipe:
     stop: float = 1.0
     seed: int = 0
     head_only: bool = False
+    way: Way = OWN
+    rationales: float = 0.0
+    beta: float = 0.0
 
     def train_config(self, closed: bool) -> TrainConfig:
         """Return the training loop's configuration; long outputs are averaged over their tokens."""
@@ -73,11 +81,13 @@ class Recipe:
         """
         gold = f", gold x{self.gold_weight:g}" if self.gold_weight != 1 else ""
         more = ", demonstrations" * self.demos + ", head only" * self.head_only
+        more += f", rationales x{self.rationales:g}" if self.rationales else ""
+        more += f", then DPO {self.beta:g}" if self.beta else ""
         return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{more}"
 
     def values(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON values; what only encoders have is left out elsewhere."""
-        return {name: value for name, value in asdict(self).items() if value or name != "head_only"}
+        """Return the recipe as plain JSON values; what came later only where it is used, so that keys stay."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
 
 def gold_recipes(config: RunConfig, closed: bool) -> list[Recipe]:
@@ -130,7 +140,8 @@ def with_steps(recipe: Recipe, rows: int, classes: int, least: float = 0.0) -> R
 class StudentPlan:
     """What every fit of a run shares: the base model, the adapter and the program with its prompt.
 
-    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch. Where `tagged`,
+    `max_tokens` bounds an answer of local weights: a model that rambles would hold up its whole batch. Where `chains`,
+    the distilled student answers by chains of abstraction, if there are enough to learn from. Where `tagged`,
     rows from documents and all others carry different sentences in the student's prompt, and it is asked under the
     latter's.
     """
@@ -141,16 +152,17 @@ class StudentPlan:
     demos: tuple[dspy.Example, ...] = ()
     max_tokens: int = 512
     tagged: bool = False
+    chains: bool = False
 
     def program(self, recipe: Recipe, tag: str = "") -> dspy.Module:
-        """Return the student's program: the task's own, with the demonstrations where the recipe keeps them.
+        """Return the student's program: the recipe's way, with the demonstrations where the recipe keeps them.
 
         `tag` is the sentence that says where a training row comes from ("": the one of the user's own rows).
         """
         from limbeck.compile.backtranslate import SEED_TAG, TAGS
         from limbeck.compile.demos import with_demos
 
-        program = self.task.program.deepcopy()
+        program = student_program(self.task, recipe.way)
         if self.tagged:
             for predictor in cast(list[Any], program.predictors()):
                 told = f"{predictor.signature.instructions}\n{tag or TAGS[SEED_TAG]}"
@@ -175,8 +187,16 @@ class StudentPlan:
 
 
 def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any) -> list[TrainRow]:
-    """Return the records as token rows under the student's own prompt."""
-    return tokenize_rows(tokenizer, rendered_rows(plan, recipe, records))
+    """Return the records as token rows under the student's own prompt, and their rationales where it learns them."""
+    rows = tokenize_rows(tokenizer, rendered_rows(plan, recipe, records))
+    if not recipe.rationales:
+        return rows
+    reasons = [
+        row
+        for record, program in _learned(plan, recipe, records)
+        for row in explained(plan.task, program, record, plan.adapter, _weight(recipe, record))
+    ]
+    return rows + second_task(tokenize_rows(tokenizer, reasons), recipe.rationales, recipe.train_config(plan.closed))
 
 
 def rendered_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]) -> list[Rendered]:
@@ -186,18 +206,31 @@ def rendered_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]) 
     trace are left out, since a blank rationale would teach the student to skip it. So are rows that the prompt
     itself shows as demonstrations: from them it could only learn to copy.
     """
+    learned = _learned(plan, recipe, records)
+    return [row for record, program in learned for row in _rendered(plan, program, recipe, record)]
+
+
+def _learned(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]) -> list[tuple[Record, dspy.Module]]:
+    """Return the records that a student so trained can learn from, each with the program that is asked for it."""
     from limbeck.compile.backtranslate import tag_of
 
     tags = {record.id: tag_of(record) if plan.tagged else "" for record in records}
     programs = {tag: plan.program(recipe, tag) for tag in set(tags.values())}
     shown = {stable_hash(dict(demo.inputs())) for demo in plan.demos} if recipe.demos else set[str]()
-    learned = [record for record in records if stable_hash(dict(record.inputs)) not in shown]
-    return [r for record in learned for r in _rendered(plan, programs[tags[record.id]], recipe, record)]
+    return [
+        (record, programs[tags[record.id]])
+        for record in records
+        if stable_hash(dict(record.inputs)) not in shown and teaches(recipe.way, record)
+    ]
+
+
+def _weight(recipe: Recipe, record: Record) -> float:
+    return record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
 
 
 def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: Record) -> list[Rendered]:
     predictors = dict(cast(list[tuple[str, Any]], program.named_predictors()))
-    weight = record.weight * (recipe.gold_weight if record.provenance.method == "gold" else 1.0)
+    weight = _weight(recipe, record)
     if record.calls:
         return [
             render(
@@ -243,7 +276,7 @@ def _rendered(plan: StudentPlan, program: dspy.Module, recipe: Recipe, record: R
 def answer_tokens(plan: StudentPlan, examples: Sequence[dspy.Example], count: Callable[[str], int]) -> int:
     """Return a generous limit of tokens for one answer: twice the longest label and some, more with a rationale."""
     longest = max(count(json.dumps(dict(e.labels()), ensure_ascii=False, default=str)) for e in examples)
-    return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more else 0))
+    return min(_MOST_TOKENS, 2 * longest + _ROOM + (_RATIONALE_TOKENS if plan.writes_more or plan.chains else 0))
 
 
 def prompt_text(plan: StudentPlan) -> str:

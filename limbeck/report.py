@@ -144,8 +144,10 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("rejected")
     for stage in stages:
         rejected = "\n".join(f"{n} {reason}" for reason, n in stage.get("rejected", {}).items() if n)
+        # What follows from other stages, such as a round's verdict, takes no time of its own.
+        seconds = f"{stage['seconds']:.1f}" if "seconds" in stage else ""
         cells = [str(stage.get(k, "")) for k in ("records_in", "kept")]
-        table.add_row(stage["name"], f"{stage['seconds']:.1f}", *cells, rejected)
+        table.add_row(stage["name"], seconds, *cells, rejected)
     return table
 
 

@@ -76,6 +76,14 @@ def test_a_missing_or_broken_report_is_a_clear_error(tmp_path: Path, text: str |
         read_report(tmp_path)
 
 
+def test_a_stage_without_a_time_of_its_own_is_shown():
+    report = made()
+    report["stages"] = [*report["stages"], {"name": "round 2", "records_in": 90, "kept": 88, "gain": 0.1}]
+    lines = [line.split() for line in shown(render_terminal(report)).splitlines()]
+    assert ["curate", "1.2", "48", "40", "8", "duplicate"] in lines
+    assert ["round", "2", "90", "88"] in lines
+
+
 def test_the_terminal_shows_systems_verdict_stages_and_warnings():
     text = shown(render_terminal(made()))
     assert "tickets: accuracy on 100 test rows (seed 3)" in text

@@ -30,7 +30,7 @@ class Effort:
     """How much one effort level spends; counts are rows, `samples` answers per open input.
 
     `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
-    costs `samples` texts. Programs that reason write several times as much a row and get a third of the rows.
+    costs `samples` texts. Programs that reason write several times as much a row and get a quarter of the rows.
     `demos` says which prompts the student is tried with: without the demonstrations, with them, or both.
     """
 
@@ -61,7 +61,7 @@ class Effort:
         return self.synthetic_rows if closed else min(self.synthetic_rows, self._open(reasons))
 
     def _open(self, reasons: bool) -> int:
-        return self.open_rows // 3 if reasons else self.open_rows
+        return self.open_rows // 4 if reasons else self.open_rows
 
 
 EFFORTS: Mapping[str, Effort] = {

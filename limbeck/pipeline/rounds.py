@@ -48,7 +48,7 @@ def told(context: Context, new: Round, old: Round) -> bool:
         {
             "name": f"round {new.number}",
             "records_in": len(new.rows.kept),
-            "kept": better,
+            "kept": len(new.rows.kept) if better else 0,
             "out_of_fold": score.mean,
             "ci95": [score.low, score.high],
             "gain": gap,

@@ -40,11 +40,19 @@ CATALOG = (
         "Direct Preference Optimization (Rafailov et al. 2023)",
         "SFT then DPO on verified pairs, against SFT",
     ),
+    Entry("coa", "Chain-of-Abstraction (Gao et al. 2024)", "chains that tools fill, worked steps, direct answers"),
     Entry(
-        "self-improvement",
-        "Beyond Human Data (Singh et al. 2023)",
-        "rounds of own verified answers, against the start",
+        "weak-to-strong",
+        "Weak-to-Strong Generalization (Burns et al. 2023)",
+        "a student of weak labels, with and without the confidence loss",
     ),
+    Entry(
+        "on-policy",
+        "On-Policy Distillation (Agarwal et al. 2023)",
+        "own answers scored by the teacher, against the teacher's answers",
+    ),
+    Entry("self-improvement", "Beyond Human Data (Singh et al. 2023)", "rounds of own verified answers"),
+    Entry("environment", "Q-Transformer (Chebotar et al. 2023)", "rounds of play in a game without people"),
 )
 
 

@@ -64,12 +64,15 @@ def _run(name: str, out: Path, *, model: str, quick: bool, seed: int, data: str,
     folder = out / (f"{name}-quick" if quick else name)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{entry.name}: {entry.compares}. {entry.paper}", file=sys.stderr)
-    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    outcome = entry.run(Setting(folder, model, quick, seed, data, output, tell))
+    outcome = entry.run(Setting(folder, model, quick, seed, data, output, _tell))
     path = outcome.save(folder)
     figure = draw(outcome, folder / "figure.svg")
     typer.echo(told(outcome))
     print(f"{path} and {figure}", file=sys.stderr)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _page(out: Path) -> str:

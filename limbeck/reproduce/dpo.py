@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass
 
 from limbeck.engine.loading import load_model
+from limbeck.errors import StageEmpty
 from limbeck.finetune.dpo import prefer, preference_rows
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.objectives import Preference
@@ -25,7 +26,9 @@ CLAIMS = (Claim(PREFERRED, SUPERVISED, "DPO after the supervised fit raises the 
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
+    """How many sums are learned from, asked and tested, and how they are made."""
+
     worked: int
     paired: int
     tested: int
@@ -43,9 +46,9 @@ def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Rand
     return [row_of(one.problem, a, b) for a, b in list(zip(right, wrong, strict=False))[:most]]
 
 
-def run(setting: Setting) -> Outcome:
+def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Fit the solver, pair its answers, go on with DPO or with the right answers, and compare on new sums."""
-    sizes = setting.pick(_Sizes(80, 60, 80), _Sizes(100, 200, 250))
+    sizes = sizes or setting.pick(Sizes(80, 60, 80), Sizes(100, 200, 250))
     sums = make_sums(sizes.worked + sizes.paired + sizes.tested, operations=sizes.operations, seed=setting.seed)
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]
     paired, tested = rest[: sizes.paired], rest[sizes.paired :]
@@ -59,6 +62,11 @@ def run(setting: Setting) -> Outcome:
     rng = random.Random(setting.seed)
     pairs = [pair for one, answers in zip(paired, drawn, strict=True) for pair in pairs_of(one, answers, 2, rng)]
     made = preference_rows(solver, pairs)
+    if not made.rows:
+        raise StageEmpty(
+            f"no pair of a right and a wrong answer among {sizes.n} answers to each of {len(paired)} sums",
+            hint="a --model that solves some of them",
+        )
     setting.say(f"{len(made.rows)} pairs")
     further = TrainConfig(lr=1e-4, epochs=2, batch_size=16, seed=setting.seed)
     after = prefer(solver, made.rows, further, Preference(0.1)).loaded

@@ -42,7 +42,9 @@ CLAIMS = (
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
+    """How many sums are learned from, asked and tested, and how they are made."""
+
     worked: int
     graded: int
     tested: int
@@ -51,9 +53,9 @@ class _Sizes:
     largest: int = 999
 
 
-def run(setting: Setting) -> Outcome:
+def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Train solver and reward models, let them choose among N solutions, and compare."""
-    sizes = setting.pick(_Sizes(120, 40, 60), _Sizes(200, 150, 200))
+    sizes = sizes or setting.pick(Sizes(120, 40, 60), Sizes(200, 150, 200))
     sums = make_sums(
         sizes.worked + sizes.graded + sizes.tested,
         operations=sizes.operations,

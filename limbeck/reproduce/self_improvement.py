@@ -25,7 +25,9 @@ CLAIMS = (Claim(BEST, START, "rounds of own verified answers raise the score abo
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class Sizes:
+    """How many sums are learned from, asked and tested, and how they are made."""
+
     worked: int
     asked: int
     held_out: int
@@ -45,9 +47,9 @@ def check(inputs: Mapping[str, Any], answer: str) -> float:
     return float(answer_of(lines(answer)) == inputs["right"])
 
 
-def run(setting: Setting) -> Outcome:
+def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Fit the start, run the rounds, and compare the best of them with the start on new sums."""
-    sizes = setting.pick(_Sizes(50, 60, 60, 80, 2), _Sizes(60, 250, 150, 250, 4))
+    sizes = sizes or setting.pick(Sizes(50, 60, 60, 80, 2), Sizes(60, 250, 150, 250, 4))
     total = sizes.worked + sizes.asked + sizes.held_out + sizes.tested
     sums = make_sums(total, operations=sizes.operations, seed=setting.seed)
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]

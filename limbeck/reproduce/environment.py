@@ -1,0 +1,106 @@
+"""Learning from an environment without people: does the return rise round after round?
+
+A student plays countdown, choosing among the legal actions. Steps are credited by a Bellman backup over what was played
+(as Q-Transformer does, Chebotar et al. 2023) and trained on by their advantage. New games measure the gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from limbeck.engine.loading import load_model
+from limbeck.engine.torch_engine import TorchEngine
+from limbeck.environments.countdown import Countdown
+from limbeck.environments.protocol import Observation
+from limbeck.environments.rollouts import Student, play
+from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.practice import Play
+from limbeck.finetune.rounds import RoundsConfig, run_rounds
+from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.setting import Setting
+
+if TYPE_CHECKING:
+    from limbeck.engine.loading import LoadedModel
+
+INSTRUCTIONS = "Combine two of the numbers so that the target can be reached. Say the one step to take next."
+START, BEST = "before the rounds", "the best round"
+CLAIMS = (Claim(BEST, START, "rounds of play raise the return above the untouched student's"),)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many games are played a round, how often each, and how many measure it and the end."""
+
+    episodes: int
+    held_out: int
+    tested: int
+    rounds: int
+    attempts: int = 4
+    numbers: int = 3
+
+
+def returns(model: LoadedModel, make: partial[Countdown], seeds: range) -> tuple[float, ...]:
+    """Return what greedy play wins of each game."""
+    engine = TorchEngine(model)
+    try:
+        return tuple(one.won for one in play(make, Student(engine, INSTRUCTIONS), seeds, temperature=0.0))
+    finally:
+        engine.close()
+
+
+def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
+    """Play and train in rounds, then compare the best round's student with the untouched one on new games."""
+    sizes = sizes or setting.pick(Sizes(60, 60, 100, 2), Sizes(150, 150, 300, 4))
+    make = partial(Countdown, numbers=sizes.numbers)
+    first = 1_000_000 * (setting.seed + 1)
+    held_out, tested = range(first, first + sizes.held_out), range(first + 10_000, first + 10_000 + sizes.tested)
+    student = load_model(setting.model)
+    start = returns(student, make, tested)
+    practice = Play(
+        make,
+        range(first + 100_000, first + 100_000 + 20 * sizes.episodes),
+        held_out,
+        INSTRUCTIONS,
+        episodes=sizes.episodes,
+        attempts=sizes.attempts,
+        memory=2,
+        seed=setting.seed,
+    )
+    done = run_rounds(
+        student,
+        practice,
+        TrainConfig(lr=5e-4, epochs=2, batch_size=16, normalize="labels", seed=setting.seed),
+        RoundsConfig(most=sizes.rounds, patience=2),
+        progress=lambda one: setting.say(f"round {one.number}: held out {one.score.mean:.3f}, {one.rows} rows"),
+    )
+    best = returns(done.loaded, make, tested)
+    detach_lora(done.loaded.model)
+    arms = (Arm(START, start), Arm(BEST, best))
+    chance = sum(one.won for one in play(make, _uniform, tested)) / sizes.tested
+    return Outcome(
+        "environment",
+        "Q-Transformer, Chebotar et al. 2023 (arXiv:2309.10150), on a game of texts",
+        "share of games won, greedy",
+        arms,
+        compare(CLAIMS, arms, chance=chance),
+        {
+            "model": setting.model,
+            "seed": setting.seed,
+            "game": f"countdown of {sizes.numbers}",
+            "games a round": f"{sizes.episodes} x {sizes.attempts}",
+        },
+        (
+            f"Random play wins {chance:.3f}. Best round {done.report.best}, chosen on {sizes.held_out} other games; "
+            f"ended: {done.report.reason}.",
+        ),
+        setting.seconds,
+        {"held-out games": [[one.number, *one.score] for one in done.report.rounds]},
+    )
+
+
+def _uniform(observations: Sequence[Observation]) -> list[list[float]]:
+    """Return the same log-probability for every action."""
+    return [[0.0] * len(one.actions) for one in observations]

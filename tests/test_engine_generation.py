@@ -1,16 +1,22 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
 from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, continuous, prefix_cache
+from limbeck.engine.batching import Limits
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.drafts import Draft, choose
+from limbeck.engine.generation import generate_batch
 from limbeck.errors import PromptTooLong
 
 SYSTEM = ("system", "label the text as spam or ham")
@@ -79,6 +85,65 @@ def test_waiting_rows_take_the_places_of_finished_ones(loaded: LoadedModel, monk
     assert [g.text for g in found] == [expected_text(loaded, a) for a in asked]
     assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
     assert len(asked) < passes < sum(g.tokens_out for g in found)
+
+
+def test_calls_that_come_while_others_are_written_join_their_batch(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(continuous, "_ADMITTED", 1)
+    other = ("system", "the quick brown fox jumps over the lazy dog")
+    first = [request("see you", max_tokens=12)]
+    # Of the same prompt; of another one, in number enough for a batch of its own; longer than what runs.
+    late = [request(text, max_tokens=2 + 3 * i) for i, text in enumerate(TEXTS[:4])]
+    late += [request(text, other, max_tokens=5) for text in TEXTS] + [request("yes", max_tokens=40)]
+    engine = TorchEngine(loaded, max_batch=4)
+    texts: dict[int, str] = {}
+    asked = [*first, *late]
+    drafts = [engine._draft(one) for one in asked]
+    places = {id(draft): place for place, draft in enumerate(drafts)}
+    coming = [drafts[1:3], drafts[3:]]
+    steps = 0
+
+    def more() -> list[Draft]:
+        nonlocal steps
+        steps += 1
+        return coming.pop(0) if coming and steps > 2 else []
+
+    def deliver(draft: Draft, result: Generation) -> None:
+        texts[places[id(draft)]] = result.text
+
+    limits = Limits(rows=4, tokens=4096, pack_tokens=64)
+    prefixes = prefix_cache.PrefixCache(loaded.model, loaded.device, 1000)
+    generate_batch(prefixes, engine.chat, drafts[:1], limits, deliver, more)
+    assert not coming
+    assert [texts[place] for place in range(len(asked))] == [expected_text(loaded, one) for one in asked]
+
+
+def test_an_error_reaches_every_caller_also_those_that_came_late(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    engine = TorchEngine(loaded, wait_ms=0)
+    begun, go_on = threading.Event(), threading.Event()
+    forward = prefix_cache.Context.forward
+
+    def failing(*given: Any) -> Any:
+        begun.set()
+        go_on.wait(30)
+        if len(given[1]) > 1:  # the second call has joined
+            raise RuntimeError("out of memory")
+        return forward(*given)
+
+    monkeypatch.setattr(continuous, "_ADMITTED", 1)
+    monkeypatch.setattr(prefix_cache.Context, "forward", failing)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(engine.generate, request("see you"))
+        begun.wait(30)
+        two = pool.submit(engine.generate, request("yes"))
+        while not engine._gatherer.waiting:
+            time.sleep(0.01)
+        go_on.set()
+        for job in (one, two):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                job.result(30)
+    engine.close()
 
 
 def test_samples_of_one_input_share_its_tokens(tiny_llama: LoadedModel):

@@ -105,6 +105,20 @@ class Gatherer(Generic[Job]):
             future.cancel()
             raise
 
+    def take(self) -> list[tuple[Job, Future[Any]]]:
+        """Return the calls that wait now, for the batch that is running."""
+        found: list[tuple[Job, Future[Any]]] = []
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return found
+            if item is None:
+                self._queue.put(None)
+                return found
+            if not item[1].cancelled():
+                found.append(item)
+
     def close(self) -> None:
         """Finish the running batch, fail what still waits, and join the thread."""
         with self._lock:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.engine.batching import Limits, packs
+from limbeck.engine.batching import packs
 from limbeck.engine.chat import Chat
 from limbeck.engine.drafts import Draft, advance
 from limbeck.engine.prefix_cache import EMPTY, Context, KeyValues, PrefixCache, Row, row_length
@@ -31,30 +31,45 @@ Ids = tuple[int, ...]
 def write(
     prefixes: PrefixCache,
     chat: Chat,
-    drafts: Sequence[Draft],
-    shared: Ids,
-    limits: Limits,
-    deliver: Callable[[int, Generation], None],
+    drafts: list[Draft],
+    work: Work,
+    deliver: Callable[[Draft, Generation], None],
+    more: Callable[[], Sequence[Draft]],
 ) -> None:
-    """Write all drafts; `deliver(index, result)` as each one ends.
+    """Write all drafts, and those that `more()` adds while it runs; `deliver(draft, result)` as each one ends."""
+    batch = _Batch(prefixes, drafts, work)
 
-    `shared` are the first tokens of all prompts, read once for all rows; none: every row holds its whole prompt.
-    """
-    batch = _Batch(prefixes, drafts, bool(shared), limits.pack_tokens)
+    def told(i: int, result: Generation) -> None:
+        deliver(drafts[i], result)
+
     # Rows of one input follow one another, the longest inputs first.
     inputs = {ids: n for n, ids in enumerate(dict.fromkeys(draft.prompt.ids for draft in drafts))}
     order = sorted(range(len(drafts)), key=lambda i: (-len(drafts[i].prompt.ids), inputs[drafts[i].prompt.ids], i))
-    most = max(len(draft.prompt.ids) - len(shared) + draft.max_tokens for draft in drafts)
-    places = max(1, min(limits.rows, limits.tokens // most))
     alive: dict[int, int] = {}
     while order or alive:
-        free = places - len(alive)
-        if order and free >= min(_ADMITTED, places, len(order)):
+        free = work.places - len(alive)
+        if free >= min(_ADMITTED, work.places):
+            late = more()
+            order += range(len(drafts), len(drafts) + len(late))
+            drafts.extend(late)
+        if order and free >= min(_ADMITTED, work.places, len(order)):
             rows, order = order[:free], order[free:]
-            alive |= advance(chat, drafts, rows, batch.admit(rows, list(alive)), deliver)
+            alive |= advance(chat, drafts, rows, batch.admit(rows, list(alive)), told)
         if alive:
             rows = list(alive)
-            alive = advance(chat, drafts, rows, batch.step(rows, list(alive.values()), not order), deliver)
+            alive = advance(chat, drafts, rows, batch.step(rows, list(alive.values()), not order), told)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How drafts are written: `places` at once, prompts read in packs of so many tokens.
+
+    With `shares` all prompts begin with the same shared tokens, which are read once for all rows.
+    """
+
+    places: int
+    pack_tokens: int
+    shares: bool
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,10 @@ class _Read:
 class _Batch:
     """Rows padded on the left to one length. A row that has ended stays in its place until another one takes it."""
 
-    def __init__(self, prefixes: PrefixCache, drafts: Sequence[Draft], shares: bool, pack_tokens: int) -> None:
-        self._prefixes, self._drafts, self._pack_tokens = prefixes, drafts, pack_tokens
+    def __init__(self, prefixes: PrefixCache, drafts: Sequence[Draft], work: Work) -> None:
+        self._prefixes, self._drafts, self._work = prefixes, drafts, work
         # What all rows see before their own tokens.
-        self._shares, self._shared = shares, EMPTY
+        self._shared = EMPTY
         # Per place: the row that is there, and how many tokens of its own it has.
         self._rows: list[int] = []
         self._own = torch.zeros(0, dtype=torch.long)
@@ -87,6 +102,11 @@ class _Batch:
         if alive:
             staying = set(alive)
             free = [place for place, row in enumerate(self._rows) if row not in staying][: len(rows)]
+            if missing := len(rows) - len(free):
+                free += range(len(self._rows), len(self._rows) + missing)
+                self._context.add_rows(missing)
+                self._rows += rows[:missing]
+                self._own = torch.cat([self._own, self._own.new_zeros(missing)])
             self._context.put(free, [one.row for one in found])
             for place, row in zip(free, rows, strict=True):
                 self._rows[place] = row
@@ -135,9 +155,11 @@ class _Batch:
         known = {ids: self._read[ids] for ids in first if ids in self._read}
         new = [draft for ids, draft in first.items() if ids not in known]
         shared = [draft.prompt.ids[: draft.prompt.shared] for draft in new]
-        for pack in packs(shared, [len(draft.prompt.ids) - draft.prompt.shared for draft in new], self._pack_tokens):
+        for pack in packs(
+            shared, [len(draft.prompt.ids) - draft.prompt.shared for draft in new], self._work.pack_tokens
+        ):
             prefix, reused = self._prefixes.get(shared[pack[0]])
-            if self._shares:
+            if self._work.shares:
                 self._shared = prefix
             for k, one in zip(pack, self._behind(prefix, [new[k] for k in pack], reused), strict=True):
                 known[new[k].prompt.ids] = one

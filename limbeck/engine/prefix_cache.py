@@ -80,6 +80,13 @@ class _GrowingLayer(DynamicLayer):
             self._length = int(index.numel()) if dim == 2 else self._length
             self._show()
 
+    def add_rows(self, rows: int) -> None:
+        """Add rows to the batch, of zeros."""
+        if self._buffers is not None:
+            keys, values = (pad(buffer, (0, 0, 0, 0, 0, 0, 0, rows)) for buffer in self._buffers)
+            self._buffers = (keys, values)
+            self._show()
+
     def put(self, places: Tensor, states: tuple[Tensor, ...]) -> None:
         """Overwrite these rows of the batch by left-padded others, of as many tokens as there are or more."""
         if self._buffers is None:
@@ -147,6 +154,12 @@ class Context:
             )
         self.length += ids.shape[1]
         return output.logits
+
+    @torch.inference_mode()
+    def add_rows(self, rows: int) -> None:
+        """Add rows to a batch; `put` fills them."""
+        for layer in cast("list[_GrowingLayer]", self._cache.layers):
+            layer.add_rows(rows)
 
     @torch.inference_mode()
     def put(self, places: Sequence[int], rows: Sequence[Row]) -> None:

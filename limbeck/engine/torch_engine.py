@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +24,9 @@ from limbeck.errors import ModelError, PromptTooLong
 # mask hides from each other, cost little.
 _PACK_TOKENS = {"cpu": 256}
 _PACK_TOKENS_GPU = 4096
+
+
+Jobs = list[tuple[Draft | Query, Future[Any]]]
 
 
 class TorchEngine:
@@ -98,32 +101,39 @@ class TorchEngine:
 
     def _many(self, jobs: Sequence[Any]) -> list[Any]:
         futures: list[Future[Any]] = [Future() for _ in jobs]
-        self._compute(list(zip(jobs, futures, strict=True)))
+        on_compute_thread(self._run, list(zip(jobs, futures, strict=True)), list)
         return [future.result() for future in futures]
 
-    def _compute(self, jobs: list[tuple[Draft | Query, Future[Any]]]) -> None:
-        on_compute_thread(self._run, jobs)
+    def _compute(self, jobs: Jobs) -> None:
+        on_compute_thread(self._run, jobs, self._gatherer.take)
 
-    def _run(self, jobs: list[tuple[Draft | Query, Future[Any]]]) -> None:
-        """Run queries, then drafts: a score is a fraction of a generation, and its caller goes on sooner."""
-        queries = [(job, future) for job, future in jobs if isinstance(job, Query)]
-        drafts = [(job, future) for job, future in jobs if isinstance(job, Draft)]
-        with self._running:
+    def _run(self, jobs: Jobs, take: Callable[[], Jobs]) -> None:
+        """Run queries, then drafts: a score is a fraction of a generation, and its caller goes on sooner.
+
+        What `take` gives while drafts are written is run as well.
+        """
+        futures: dict[int, Future[Any]] = {}
+
+        def started(jobs: Jobs) -> list[Draft]:
+            futures.update((id(job), future) for job, future in jobs)
+            queries = [job for job, _ in jobs if isinstance(job, Query)]
             if queries:
-                score_batch(
-                    self._prefixes,
-                    [job for job, _ in queries],
-                    self._limits.pack_tokens,
-                    lambda i, scores: settle(queries[i][1], scores),
-                )
-            if drafts:
-                generate_batch(
-                    self._prefixes,
-                    self.chat,
-                    [job for job, _ in drafts],
-                    self._limits,
-                    lambda i, text: settle(drafts[i][1], text),
-                )
+                tokens = self._limits.pack_tokens
+                score_batch(self._prefixes, queries, tokens, lambda i, scores: deliver(queries[i], scores))
+            return [job for job, _ in jobs if isinstance(job, Draft)]
+
+        def deliver(job: Draft | Query, result: Any) -> None:
+            settle(futures.pop(id(job)), result)
+
+        with self._running:
+            try:
+                drafts = started(jobs)
+                generate_batch(self._prefixes, self.chat, drafts, self._limits, deliver, lambda: started(take()))
+            except BaseException as error:
+                # Those that were taken late are known here alone.
+                for future in futures.values():
+                    settle(future, error=error)
+                raise
 
     def _prompt(self, messages: Sequence[Message], assistant_prefix: str) -> Prompt:
         prompt = self.chat.prompt(messages)

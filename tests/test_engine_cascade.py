@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from limbeck.finetune.attention import supports_sharing
+from limbeck.engine.cascade import supports_sharing
 
 
 @pytest.mark.parametrize(

@@ -683,10 +683,9 @@ def test_from_a_batch_to_rows_to_learn_from(
 def test_nothing_is_logged_where_nothing_was_reviewed_and_all_levels_are_allowed(run: Path) -> None:
     write_records(ROWS, run / curation.BLIND)
     with open_run(RunConfig(out=str(run), labels="rows.csv", output=("label",)), Silent()) as folder:
-        split = make_split(
-            task_from_labels([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(8)], output="label")
-        )
-        rows = curation.learnable(Context(folder, cast(Any, None), split, cast(Any, None), cast(Any, None), {}), [])
+        task = task_from_labels([{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(8)], output="label")
+        context = Context(folder, task, make_split(task), cast(Any, None), cast(Any, None), {})
+        rows = curation.learnable(context, [])
         assert rows.kept == rows.blind == ROWS
         assert folder.stage_log == []
 

@@ -169,9 +169,11 @@ def test_the_embedded_model_writes_and_answers() -> None:
     lm = connect("embedded", max_tokens=12)
     asked = source(folds=())
     progress: list[tuple[str, int, int]] = []
+    # Free answers: whether a model this small answers with a number is chance.
+    signature = build_signature([FieldSpec("question")], [FieldSpec("answer", str)], "Answer in a few words.")
     done = self_instruct(
         asked,
-        labeler(lm, (-1,)),
+        Labeler({-1: dspy.Predict(signature)}, lm, CompactAdapter(), ("answer",)),
         config=SelfInstructConfig(total=2, per_call=2, demos=4, samples=2, rouge=0.95, max_calls=3),
         progress=lambda *p: progress.append(p),
     )

@@ -7,21 +7,13 @@ choose among N solutions of new sums.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import TrainConfig, detach_lora
-from limbeck.finetune.objectives import Objective
-from limbeck.finetune.process import (
-    OutcomeRanker,
-    ProcessRanker,
-    RewardModel,
-    StepEncoder,
-    outcome_rows,
-    process_rows,
-    verdicts,
-)
+from limbeck.finetune.process import RewardModel, StepEncoder, outcome_rows, process_rows, solution_score, verdicts
 from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
@@ -29,7 +21,6 @@ from limbeck.reproduce.solver import fit, is_right, sample, worked
 from limbeck.sums import Sum, answer_of, labelled, make_sums
 
 if TYPE_CHECKING:
-    from limbeck.engine.loading import LoadedModel
     from limbeck.finetune.rows import TrainRow
     from limbeck.steps import Solution
 
@@ -106,31 +97,47 @@ def _candidate(steps: tuple[str, ...]) -> Candidate:
 
 
 def _chosen(
-    setting: Setting, solutions: list[Solution], tested: list[Sum], candidates: list[list[Candidate]]
+    setting: Setting, solutions: list[Solution], tested: list[Sum], written: list[list[Candidate]]
 ) -> tuple[Arm, ...]:
     """Return how often each ranker's choice is right."""
-    arms = [_ranked(VOTE, MajorityVote(), tested, candidates)]
-    for name, make, objective in ((PROCESS, process_rows, verdicts), (OUTCOME, outcome_rows, verdicts)):
-        base = load_model(setting.model)
-        encoder = StepEncoder(base.tokenizer)
-        model = _reward(setting, name, base, make(encoder, solutions), objective)
-        reward = RewardModel(model, encoder)
-        if name == PROCESS:
-            product = ProcessRanker(reward)
-            arms.append(_ranked(PROCESS, product, tested, candidates))
-            arms.append(_ranked("process model, least step", ProcessRanker(reward, reduce="min"), tested, candidates))
-            arms.append(_ranked("vote weighted by the process model", WeightedVote(product), tested, candidates))
-        else:
-            arms.append(_ranked(OUTCOME, OutcomeRanker(reward), tested, candidates))
-        detach_lora(model.model)
-    return tuple(arms)
+    asked = [(one.problem, c.steps) for one, drawn in zip(tested, written, strict=True) for c in drawn if c.steps]
+    process = _reward(setting, PROCESS, process_rows, solutions)
+    steps = dict(zip(asked, process.steps(asked), strict=True))
+    detach_lora(process.loaded.model)
+    outcome = _reward(setting, OUTCOME, outcome_rows, solutions)
+    ends = dict(zip(asked, outcome.outcomes(asked), strict=True))
+    detach_lora(outcome.loaded.model)
+
+    def product(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
+        return [solution_score(steps.get((inputs["problem"], one.steps), ())) for one in candidates]
+
+    def least(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
+        return [solution_score(steps.get((inputs["problem"], one.steps), ()), "min") for one in candidates]
+
+    def end(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
+        return [ends.get((inputs["problem"], one.steps), 0.0) for one in candidates]
+
+    rankers: dict[str, Ranker] = {
+        VOTE: MajorityVote(),
+        PROCESS: product,
+        "process model, least step": least,
+        "vote weighted by the process model": WeightedVote(product),
+        OUTCOME: end,
+    }
+    return tuple(_ranked(name, ranker, tested, written) for name, ranker in rankers.items())
 
 
 def _reward(
-    setting: Setting, name: str, base: LoadedModel, rows: list[TrainRow], objective: Objective | Any
-) -> LoadedModel:
+    setting: Setting,
+    name: str,
+    rows: Callable[[StepEncoder, list[Solution]], list[TrainRow]],
+    solutions: list[Solution],
+) -> RewardModel:
+    """Train a reward model on the solutions."""
+    base = load_model(setting.model)
+    encoder = StepEncoder(base.tokenizer)
     config = TrainConfig(lr=5e-4, epochs=2, batch_size=32)
-    return fit(setting, name, base, rows, config, objective=objective)
+    return RewardModel(fit(setting, name, base, rows(encoder, solutions), config, objective=verdicts), encoder)
 
 
 def _ranked(name: str, ranker: Ranker, tested: list[Sum], candidates: list[list[Candidate]]) -> Arm:

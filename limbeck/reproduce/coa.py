@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from limbeck.chains import ChainError, parse_chain, run_chain
 from limbeck.engine.loading import load_model
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.loop import detach_lora
 from limbeck.finetune.rows import tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, is_right, row_of, sample
+from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, is_right, row_of, sample
 from limbeck.sums import Sum, make_sums
 
 DIRECT, STEPS, CHAIN = "direct answer", "worked steps", "chain of abstraction"
@@ -31,7 +31,7 @@ class Sizes:
 
     worked: int
     tested: int
-    operations: int = 4
+    operations: int = OPERATIONS
 
 
 def chain_of(one: Sum) -> tuple[str, ...]:
@@ -70,14 +70,14 @@ WAYS: tuple[tuple[str, Callable[[Sum], Sequence[str]], Callable[[Sum, Sequence[s
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Train a student a way on the same sums and compare them on new ones."""
-    sizes = sizes or setting.pick(Sizes(60, 80), Sizes(150, 250))
-    sums = make_sums(sizes.worked + sizes.tested, operations=sizes.operations, seed=setting.seed)
+    sizes = sizes or setting.pick(Sizes(100, 80), Sizes(200, 250))
+    sums = make_sums(sizes.worked + sizes.tested, operations=sizes.operations, largest=LARGEST, seed=setting.seed)
     shown, tested = sums[: sizes.worked], sums[sizes.worked :]
     arms: list[Arm] = []
     for name, solution, score in WAYS:
         student = load_model(setting.model)
         rows = tokenize_rows(student.tokenizer, [row_of(one.problem, solution(one)) for one in shown])
-        student = fit(setting, name, student, rows, TrainConfig(lr=1e-3, epochs=4, batch_size=16))
+        student = fit(setting, name, student, rows, LEARNING)
         written = sample(student, tested, 1, temperature=0.0)
         detach_lora(student.model)
         arms.append(Arm(name, tuple(score(one, steps) for one, (steps,) in zip(tested, written, strict=True))))

@@ -18,7 +18,7 @@ from limbeck.finetune.objectives import Preference
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, graded, is_right, row_of, sample, worked
+from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, is_right, row_of, sample, worked
 from limbeck.sums import Sum, make_sums
 
 SUPERVISED, PREFERRED, REJECTED = "supervised", "supervised, then DPO", "supervised, then its right answers"
@@ -33,7 +33,7 @@ class Sizes:
     paired: int
     tested: int
     n: int = 8
-    operations: int = 4
+    operations: int = OPERATIONS
 
 
 def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Random) -> list[PlainRow]:
@@ -48,14 +48,15 @@ def pairs_of(one: Sum, drawn: list[tuple[str, ...]], most: int, rng: random.Rand
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Fit the solver, pair its answers, go on with DPO or with the right answers, and compare on new sums."""
-    sizes = sizes or setting.pick(Sizes(80, 60, 80), Sizes(100, 200, 250))
-    sums = make_sums(sizes.worked + sizes.paired + sizes.tested, operations=sizes.operations, seed=setting.seed)
+    sizes = sizes or setting.pick(Sizes(120, 60, 80), Sizes(200, 200, 250))
+    sums = make_sums(
+        sizes.worked + sizes.paired + sizes.tested, operations=sizes.operations, largest=LARGEST, seed=setting.seed
+    )
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]
     paired, tested = rest[: sizes.paired], rest[sizes.paired :]
-    config = TrainConfig(lr=1e-3, epochs=4, batch_size=16)
     solver = load_model(setting.model)
     rows = worked(solver, shown)
-    solver = fit(setting, "solver", solver, rows, config)
+    solver = fit(setting, "solver", solver, rows, LEARNING)
     before = graded(solver, tested)
     setting.say(f"the solver answers {sizes.n} times each of {len(paired)} sums")
     drawn = sample(solver, paired, sizes.n, seed=setting.seed)
@@ -78,7 +79,7 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
         for one, answers in zip(paired, drawn, strict=True)
         for steps in [s for s in dict.fromkeys(answers) if is_right(one, s)][:2]
     ]
-    again = fit(setting, "right answers", again, [*rows, *tokenize_rows(again.tokenizer, kept)], config)
+    again = fit(setting, "right answers", again, [*rows, *tokenize_rows(again.tokenizer, kept)], LEARNING)
     rejected = graded(again, tested)
     detach_lora(again.model)
     arms = (Arm(SUPERVISED, before), Arm(PREFERRED, preferred), Arm(REJECTED, rejected))

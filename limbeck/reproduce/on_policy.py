@@ -18,7 +18,7 @@ from limbeck.finetune.on_policy import Asked, OnPolicy
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, graded, messages, row_of, sample, worked
+from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, messages, row_of, sample, worked
 from limbeck.sums import Sum, make_sums
 
 TEACHER, START, OFFLINE, ON_POLICY = "teacher", "student before", "on the teacher's answers", "on policy"
@@ -37,19 +37,18 @@ class Sizes:
     asked: int
     steps: int
     tested: int
-    operations: int = 4
+    operations: int = OPERATIONS
 
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Tune the teacher, start the student twice, distil in both ways, and compare on new sums."""
     sizes = sizes or setting.pick(Sizes(200, 40, 60, 12, 80), Sizes(500, 50, 200, 50, 250))
     total = sizes.taught + sizes.asked + sizes.tested
-    sums = make_sums(total, operations=sizes.operations, seed=setting.seed)
+    sums = make_sums(total, operations=sizes.operations, largest=LARGEST, seed=setting.seed)
     taught, rest = sums[: sizes.taught], sums[sizes.taught :]
     asked, tested = rest[: sizes.asked], rest[sizes.asked :]
-    config = TrainConfig(lr=1e-3, epochs=4, batch_size=16)
     teacher = load_model(setting.model)
-    teacher = fit(setting, "teacher", teacher, worked(teacher, taught), config)
+    teacher = fit(setting, "teacher", teacher, worked(teacher, taught), LEARNING)
     scores = {TEACHER: graded(teacher, tested)}
     answers = [
         row_of(one.problem, steps)
@@ -58,7 +57,7 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     further = TrainConfig(lr=3e-4, max_steps=sizes.steps, batch_size=16, seed=setting.seed)
     for name in (OFFLINE, ON_POLICY):
         student = load_model(setting.model)
-        student = fit(setting, f"{name}: start", student, worked(student, taught[: sizes.seen]), config)
+        student = fit(setting, f"{name}: start", student, worked(student, taught[: sizes.seen]), LEARNING)
         if START not in scores:
             scores[START] = graded(student, tested)
         rows = tokenize_rows(student.tokenizer, answers)

@@ -17,7 +17,7 @@ from limbeck.finetune.process import RewardModel, StepEncoder, outcome_rows, pro
 from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, is_right, sample, worked
+from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, is_right, sample, worked
 from limbeck.sums import Sum, answer_of, labelled, make_sums
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Sizes:
     graded: int
     tested: int
     n: int = 8
-    operations: int = 4
-    largest: int = 999
+    operations: int = OPERATIONS
+    largest: int = LARGEST
 
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
@@ -56,7 +56,7 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]
     graded, tested = rest[: sizes.graded], rest[sizes.graded :]
     solver = load_model(setting.model)
-    solver = fit(setting, "solver", solver, worked(solver, shown), TrainConfig(lr=1e-3, epochs=4, batch_size=16))
+    solver = fit(setting, "solver", solver, worked(solver, shown), LEARNING)
     setting.say(f"the solver writes {sizes.n} solutions of {len(rest)} sums")
     written = sample(solver, rest, sizes.n, seed=setting.seed)
     detach_lora(solver.model)

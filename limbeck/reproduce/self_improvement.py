@@ -17,7 +17,7 @@ from limbeck.finetune.rounds import RoundsConfig, run_rounds
 from limbeck.finetune.selftrain import Problem, SelfTraining
 from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import fit, graded, lines, messages, worked
+from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, lines, messages, worked
 from limbeck.sums import Sum, answer_of, make_sums
 
 START, BEST = "before the rounds", "the best round"
@@ -34,7 +34,7 @@ class Sizes:
     tested: int
     rounds: int
     n: int = 4
-    operations: int = 4
+    operations: int = OPERATIONS
 
 
 def problems(sums: Sequence[Sum]) -> list[Problem]:
@@ -51,13 +51,12 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Fit the start, run the rounds, and compare the best of them with the start on new sums."""
     sizes = sizes or setting.pick(Sizes(50, 60, 60, 80, 2), Sizes(60, 250, 150, 250, 4))
     total = sizes.worked + sizes.asked + sizes.held_out + sizes.tested
-    sums = make_sums(total, operations=sizes.operations, seed=setting.seed)
+    sums = make_sums(total, operations=sizes.operations, largest=LARGEST, seed=setting.seed)
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]
     asked, rest = rest[: sizes.asked], rest[sizes.asked :]
     held_out, tested = rest[: sizes.held_out], rest[sizes.held_out :]
-    config = TrainConfig(lr=1e-3, epochs=4, batch_size=16, seed=setting.seed)
     student = load_model(setting.model)
-    student = fit(setting, "start", student, worked(student, shown), config)
+    student = fit(setting, "start", student, worked(student, shown), LEARNING)
     start = graded(student, tested)
     practice = SelfTraining(
         problems(asked),

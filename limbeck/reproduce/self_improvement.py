@@ -49,7 +49,7 @@ def check(inputs: Mapping[str, Any], answer: str) -> float:
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Fit the start, run the rounds, and compare the best of them with the start on new sums."""
-    sizes = sizes or setting.pick(Sizes(50, 60, 60, 80, 2), Sizes(60, 250, 150, 250, 4))
+    sizes = sizes or setting.pick(Sizes(100, 60, 60, 80, 2), Sizes(120, 200, 150, 250, 4))
     total = sizes.worked + sizes.asked + sizes.held_out + sizes.tested
     sums = make_sums(total, operations=sizes.operations, largest=LARGEST, seed=setting.seed)
     shown, rest = sums[: sizes.worked], sums[sizes.worked :]

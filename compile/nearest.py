@@ -9,7 +9,6 @@ keeps its retriever and shows the labelled rows as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import dspy
@@ -20,8 +19,6 @@ from numpy.typing import NDArray
 from limbeck.compile.demos import with_demos
 
 _HASHED = 4096
-# A character is one token at most and the encoder reads 512; the beginning says what a text is about.
-_MOST_CHARACTERS = 500
 
 Vectors = NDArray[np.float32]
 Encoder = Callable[[Sequence[str]], Vectors]
@@ -34,8 +31,7 @@ def text_encoder() -> Encoder:
     """
     from limbeck.engine.loading import encoder_path
 
-    folder = encoder_path()
-    return _hashed if folder is None else _sentence_encoder(folder)
+    return _hashed if encoder_path() is None else _sentence_encoder()
 
 
 def _hashed(texts: Sequence[str]) -> Vectors:
@@ -45,24 +41,12 @@ def _hashed(texts: Sequence[str]) -> Vectors:
     return cast(Any, hashing.transform(list(texts))).toarray().astype(np.float32)
 
 
-def _sentence_encoder(folder: Path) -> Encoder:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+def _sentence_encoder() -> Encoder:
+    from limbeck.engine.embedding import unit_vectors
+    from limbeck.engine.loading import load_encoder
 
-    from limbeck.engine.embedding import embed
-    from limbeck.engine.loading import LoadedModel, quiet
-
-    with quiet():
-        model = cast(Any, AutoModel).from_pretrained(str(folder), dtype=torch.float32).eval()
-        tokenizer = cast(Any, AutoTokenizer).from_pretrained(str(folder))
-    loaded = LoadedModel(model, tokenizer, folder.name, folder.name, torch.device("cpu"), torch.float32)
-
-    def encode(texts: Sequence[str]) -> Vectors:
-        found = embed(loaded, [text[:_MOST_CHARACTERS] for text in texts])
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return cast(Vectors, found / np.maximum(norms, 1e-9))
-
-    return encode
+    loaded = load_encoder("encoder")
+    return lambda texts: unit_vectors(loaded, list(texts))
 
 
 class NearestDemos(dspy.Module):

@@ -27,9 +27,9 @@ from limbeck.compile.rewriting import Calls, is_closed, text_of, tokens_for
 from limbeck.compile.selfinstruct import InputFilter, SelfInstructConfig, within_words
 from limbeck.compile.source import Source
 from limbeck.compile.synthesize import SynthesisConfig, prompt_of
-from limbeck.compile.synthesizers import sampled
 from limbeck.compile.textbook import Textbook
 from limbeck.compile.trials import Ground, Trial
+from limbeck.compile.writers import sampled
 from limbeck.programs.generate import Condition, InputWriter
 from limbeck.programs.rewrite import changed_fields
 from limbeck.programs.textbook import Lesson

@@ -8,15 +8,14 @@ attention through one is contaminated across rows.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from limbeck.engine.cascade import Pair, attend
+from limbeck.engine.cascade import Pair, attend, attention
 from limbeck.finetune.packing import Pack
 
 _NAME = "limbeck_shared_prefix"
@@ -111,16 +110,6 @@ def shared_prefix_attention(
     return torch.cat(outputs, dim=1), None
 
 
-@contextmanager
-def shared_prefix_enabled(model: Any) -> Generator[None]:
-    """Switch the model's attention to `shared_prefix_attention` for the duration."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(_NAME, shared_prefix_attention)
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def shared_prefix_enabled(model: Any) -> AbstractContextManager[None]:
+    """Switch the model's attention to `shared_prefix_attention`; its passes then need a layout."""
+    return attention(model, _NAME, shared_prefix_attention)

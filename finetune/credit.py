@@ -31,7 +31,7 @@ class CreditConfig:
     """How steps are credited.
 
     `discount` a step. `conservatism` is alpha, the weight of the pull to the least return: an action's pull grows with
-    the share of a state's tries that took another one, so that with 1, as in the paper, an action rarely tried is worth
+    the share of a state's tries that took another one, so that with 1 an action rarely tried is worth
     little even where it won; the default hardly moves what was tried, since in an environment that answers the same
     every time one win is proof. An action never tried is worth the least return whatever alpha is. `monte_carlo` takes
     the return that followed as the lower bound of a target. `merge` "state" makes one state of equal texts with equal

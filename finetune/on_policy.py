@@ -69,7 +69,12 @@ class OnPolicy:
             raise InputError(f"share={self.share:g}", valid="0 (given answers alone) to 1 (the student's alone)")
 
     def __call__(self, step: int, total: int, rows: Sequence[TrainRow], student: LoadedModel) -> Sequence[TrainRow]:
-        """Return the rows with the step's answers and the teacher's distributions at their tokens."""
+        """Return the rows with the step's answers and the teacher's distributions at their tokens.
+
+        The first step raises InputError for a teacher with another vocabulary.
+        """
+        if self.teacher is not None and step == 0:
+            check_vocabulary(student, self.teacher)
         draws = random.Random(f"{self.seed} {step}")
         own = [place for place in range(len(rows)) if draws.random() < self.share]
         given = list(rows)

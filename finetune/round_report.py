@@ -1,16 +1,14 @@
-"""What rounds of self-improvement did: return against round, printed, drawn, or as JSON."""
+"""What rounds of self-improvement did: return against round, printed or as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any, Literal
 
 from limbeck.stats import Estimate
 
 RoundStop = Literal["all rounds", "no gain", "nothing to learn", "collapse of diversity", "collapse of score"]
-_WIDTH, _HEIGHT, _MARGIN = 480, 240, 40
 
 
 @dataclass(frozen=True)
@@ -60,32 +58,3 @@ class RoundReport:
                 line += f"  {one.gain:+7.3f} {one.error:8.3f} {one.diversity:11.3f} {one.rows:6d}"
             lines.append(line)
         return "\n".join([*lines, f"stopped: {self.stop} ({self.reason})"])
-
-    def svg(self) -> str:
-        """Return a drawing of the score against the round with its intervals, the kept round filled."""
-        low = min(one.score.low for one in self.rounds)
-        span = (max(one.score.high for one in self.rounds) - low) or 1.0
-        last = max(one.number for one in self.rounds) or 1
-
-        def x(number: int) -> float:
-            return round(_MARGIN + number / last * (_WIDTH - 2 * _MARGIN), 1)
-
-        def y(score: float) -> float:
-            return round(_HEIGHT - _MARGIN - (score - low) / span * (_HEIGHT - 2 * _MARGIN), 1)
-
-        points = " ".join(f"{x(one.number)},{y(one.score.mean)}" for one in self.rounds)
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-            f'font-size="11" role="img"><title>{escape(f"score against round; stopped: {self.stop}")}</title>',
-            f'<polyline points="{points}" fill="none" stroke="#1f6f8b"/>',
-        ]
-        for one in self.rounds:
-            at, mean = x(one.number), one.score.mean
-            fill = "#1f6f8b" if one.number == self.best else "#fff"
-            parts += [
-                f'<line x1="{at}" x2="{at}" y1="{y(one.score.low)}" y2="{y(one.score.high)}" stroke="#1f6f8b"/>',
-                f'<circle cx="{at}" cy="{y(mean)}" r="4" fill="{fill}" stroke="#1f6f8b"/>',
-                f'<text x="{at + 7}" y="{y(mean) - 5}">{mean:.3f}</text>',
-                f'<text x="{at}" y="{_HEIGHT - _MARGIN / 3:.0f}" text-anchor="middle">{one.number}</text>',
-            ]
-        return "\n".join([*parts, "</svg>"])

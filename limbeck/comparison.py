@@ -186,7 +186,7 @@ def _verdict(
     objection = _objection(results, against, candidate, tolerance, detectable)
     if objection is not None:
         use, reason = objection
-        if use == ENCODER:
+        if use == ENCODER and _cheaper(results, candidate):
             reason += f" An encoder is enough: {_times(results, candidate)}."
         return {**base, "use": use, "reason": f"Do not ship {named(candidate)}: {reason}"}
     shown = [f"{_points(p)} against {named(b)}" for b, p in against.items() if b in _SHOWN]
@@ -195,11 +195,16 @@ def _verdict(
     unsure = [b for b, p in against.items() if b in _SIMPLER and p.ci95[0] <= 0 <= p.ci95[1]]
     if unsure:
         reason += f" These rows do not tell it from {' or '.join(map(named, unsure))}."
-    if ENCODER in unsure:
+    if ENCODER in unsure and _cheaper(results, candidate):
         reason += f" An encoder may be enough: {_times(results, candidate)}."
     if because:
         reason += f" Chosen: {because}."
     return {**base, "ship": True, "reason": reason}
+
+
+def _cheaper(results: Mapping[str, SystemResult], candidate: str) -> bool:
+    """Whether the encoder takes half the candidate's time or less: a student may be an encoder itself."""
+    return 2 * results[ENCODER].p50_ms <= results[candidate].p50_ms
 
 
 def _times(results: Mapping[str, SystemResult], candidate: str) -> str:

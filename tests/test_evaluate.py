@@ -319,6 +319,10 @@ def test_the_verdict_says_when_an_encoder_is_enough_and_what_a_row_takes():
     assert (verdict["ship"], verdict["use"]) == (False, "encoder_probe")
     assert verdict["reason"].endswith(f"An encoder is enough: {told}.")
     assert "ncoder" not in report(base, *students, worse)["verdict"]["reason"]
+    # A student that is an encoder itself takes as long.
+    alike = report(base, system("student", 160, p50_ms=3.0), students[1], as_good)["verdict"]
+    assert alike["ship"] is True
+    assert "An encoder" not in alike["reason"]
 
 
 def test_a_teacher_within_the_tolerance_does_not_stop_the_student():

@@ -85,8 +85,9 @@ def test_training_brings_the_student_nearer_to_its_teacher(fresh_tiny: LoadedMod
 
 def test_a_teacher_with_another_vocabulary_is_refused(fresh_tiny: LoadedModel, embedded: LoadedModel) -> None:
     check_vocabulary(fresh_tiny, fresh_tiny)
+    rows, asked = make_rows(fresh_tiny)
     with pytest.raises(InputError, match="another vocabulary") as caught:
-        check_vocabulary(fresh_tiny, embedded)
+        OnPolicy(asked, embedded)(0, 10, rows, with_adapter(fresh_tiny))
     assert "same" in caught.value.valid
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import InputError
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare, judge, page, read_outcome, told
+from limbeck.reproduce.outcome import Arm, Claim, Outcome, judge, page, read_outcome, told
+from limbeck.reproduce.setting import Setting
 
 CLAIM = Claim("treated", "plain", "the treatment helps by 20 points", effect=0.2)
 
@@ -44,7 +45,7 @@ def test_a_start_at_chance_is_no_excuse() -> None:
 
 def outcome() -> Outcome:
     treated, plain = arms([1.0] * 30, [0.0] * 30)
-    compared = compare([CLAIM], [treated, plain], chance=0.0)
+    compared = (judge(CLAIM, treated, plain, chance=0.0),)
     return Outcome("trial", "A paper, 2020", "accuracy", (treated, plain), compared, {"seed": 3}, ("a note",), 61.0)
 
 
@@ -75,7 +76,11 @@ def test_the_page_has_one_line_a_claim_and_every_arm() -> None:
     assert text.count("| plain | 0.000 [0.000, ") == 2
 
 
-def test_arms_of_different_problems_are_refused() -> None:
+def test_an_outcome_has_its_paper_and_settings_and_arms_of_different_problems_are_refused(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, seed=4)
+    done = setting.conclude("dpo", [CLAIM], arms([1.0] * 9, [0.0] * 9), unit="accuracy", settings={"beta": 0.1})
+    assert "arXiv:2305.18290" in done.source
+    assert dict(done.settings) == {"model": "embedded", "seed": 4, "beta": 0.1}
+    assert done.verdict == "reproduced"
     with pytest.raises(InputError, match="treated: 2, plain: 1"):
-        compare([CLAIM], arms([1.0, 0.0], [1.0]), chance=0.0)
-    assert outcome().verdict == "reproduced"
+        setting.conclude("dpo", [CLAIM], arms([1.0, 0.0], [1.0]), unit="accuracy", settings={})

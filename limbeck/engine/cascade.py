@@ -7,8 +7,8 @@ rows in one matrix product. Registered with transformers as one more implementat
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -66,15 +66,20 @@ def _cascade(
 
 
 @contextmanager
-def cascade_enabled(model: Any) -> Generator[None]:
-    """Switch the model's attention to this one for the duration; its passes then need `shared`."""
+def attention(model: Any, name: str, function: Callable[..., Any]) -> Generator[None]:
+    """Switch the model's attention to a function of transformers' attention interface for the duration."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, _cascade)
+    AttentionInterface.register(name, function)
     config = model.config
     before = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = before
+
+
+def cascade_enabled(model: Any) -> AbstractContextManager[None]:
+    """Switch the model's attention to this one; its passes then need `shared`."""
+    return attention(model, _NAME, _cascade)

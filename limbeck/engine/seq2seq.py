@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from limbeck.engine.batching import Gatherer, batches_by_length, settle
-from limbeck.engine.chat import Chat, Prompt
-from limbeck.engine.compute import on_compute_thread
+from limbeck.engine.batching import batches_by_length, settle
+from limbeck.engine.callers import LanguageEngine
+from limbeck.engine.chat import Prompt
 from limbeck.engine.drafts import Draft, advance
 from limbeck.engine.loading import LoadedModel
-from limbeck.engine.requests import GenerateRequest, Generation, Message, ScoreRequest, Scores
+from limbeck.engine.requests import GenerateRequest, Message, ScoreRequest, Scores
 from limbeck.engine.scoring import candidate_tokens
 from limbeck.engine.torch_engine import TorchEngine
-from limbeck.errors import ModelError, PromptTooLong
+from limbeck.errors import ModelError
 
 # Logits of one pass stay below this many values: 256 MB in fp32.
 _MAX_LOGITS = 64_000_000
@@ -91,57 +91,23 @@ class _Score:
     answers: tuple[tuple[int, ...], ...]
 
 
-class Seq2SeqEngine:
-    """Runs one encoder-decoder for many callers, as `TorchEngine` does a decoder.
-
-    `generate` and `score` block and may be called from any thread: calls that arrive within `wait_ms` milliseconds
-    run as one batch of at most `max_batch` rows and `max_batch_tokens` prompt tokens, padding included.
+class Seq2SeqEngine(LanguageEngine[_Write | _Score]):
+    """Runs an encoder-decoder, in batches of at most `max_batch` rows and `max_batch_tokens` prompt tokens, padding
+    included.
     """
 
     def __init__(
         self, loaded: LoadedModel, *, max_batch: int = 32, max_batch_tokens: int = 16384, wait_ms: float = 5.0
     ) -> None:
-        self.loaded = loaded
-        self.chat = Chat(loaded.tokenizer)
         self._model: Any = loaded.model
-        self.context_tokens = seq2seq_context(self._model.config)
         self._rows, self._tokens = max_batch, max_batch_tokens
-        self._gatherer: Gatherer[_Write | _Score] = Gatherer(self._compute, wait_ms=wait_ms, most=4 * max_batch)
-
-    @property
-    def name(self) -> str:
-        """The model's limbeck name."""
-        return self.loaded.name
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the weights or the adapter."""
-        return self.loaded.fingerprint
-
-    def generate(self, request: GenerateRequest) -> Generation:
-        """Write one text; blocks. Raises PromptTooLong where the prompt does not fit the model's context."""
-        return self._gatherer.call(self._text(request))
-
-    def score(self, request: ScoreRequest) -> Scores:
-        """Score one closed set; blocks. Raises PromptTooLong where the prompt does not fit."""
-        return self._gatherer.call(self._query(request))
-
-    def generate_many(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """Write many texts in this thread, in the order asked."""
-        jobs = [self._text(request) for request in requests]
-        futures: list[Future[Any]] = [Future() for _ in jobs]
-        self._compute(list(zip(jobs, futures, strict=True)))
-        return [future.result() for future in futures]
+        super().__init__(loaded, seq2seq_context(self._model.config), wait_ms=wait_ms, most=4 * max_batch)
 
     def count_tokens(self, messages: Sequence[Message], assistant_prefix: str = "") -> int:
         """Return how many tokens the messages are, with the beginning of the answer."""
         return len(self._source(messages)) + len(self.chat.ids(assistant_prefix))
 
-    def close(self) -> None:
-        """End the gathering thread; calls that still wait get a ModelError."""
-        self._gatherer.close()
-
-    def _text(self, request: GenerateRequest) -> _Write:
+    def _draft(self, request: GenerateRequest) -> _Write:
         source, opening = self._source(request.messages), self.chat.ids(request.assistant_prefix)
         room = self._room(source, len(opening) + 1) + 1
         return _Write(Draft(request, Prompt(source, 0), min(request.max_tokens, room)), opening)
@@ -161,16 +127,8 @@ class Seq2SeqEngine:
     def _room(self, source: Sequence[int], answer: int) -> int:
         """Return how many tokens are left beside a prompt, its end and an answer."""
         tokens = len(source) + 1 + answer
-        if tokens > self.context_tokens:
-            raise PromptTooLong(
-                f"a prompt of {tokens} tokens does not fit {self.name!r}",
-                valid=f"at most {self.context_tokens} tokens, the answer included",
-                hint="fewer demonstrations, or a shorter input",
-            )
+        self._check_length(tokens)
         return self.context_tokens - tokens
-
-    def _compute(self, jobs: Sequence[tuple[_Write | _Score, Future[Any]]]) -> None:
-        on_compute_thread(self._run, jobs)
 
     @torch.inference_mode()
     def _run(self, jobs: Sequence[tuple[_Write | _Score, Future[Any]]]) -> None:

@@ -328,12 +328,7 @@ class LM(dspy.LM):
     # -- ledger, budget, retries -----------------------------------------------------------------------------
 
     def _once(
-        self,
-        kind: str,
-        shown: Mapping[str, Any],
-        make: Callable[[], CallRow],
-        tokens_in: int,
-        tokens_out: int,
+        self, kind: str, shown: Mapping[str, Any], make: Callable[[], CallRow], tokens_in: int, tokens_out: int
     ) -> Answer:
         if self.ledger is None:
             return Answer(make(), False)

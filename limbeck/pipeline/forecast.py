@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,8 @@ def _minutes(tokens: float, parameters: float | None, factor: float = 1.0) -> fl
 
 def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     """Return what the run would take; reads the rows and calls nothing."""
-    from limbeck.models import CompactAdapter
     from limbeck.models.names import check_name
     from limbeck.pipeline.prepare import check_task, read_task
-    from limbeck.terms import resolve
 
     if task is None:
         check(config)
@@ -107,78 +106,141 @@ def forecast(config: RunConfig, task: Task | None = None) -> Forecast:
     check_task(config, task)
     for name in filter(None, (config.teacher, config.student, config.reflection, config.judge_model)):
         check_name(name, config.api_base or None)
+    counts = _count(config, task)
+    lines = _lines(config, task, counts)
+    warnings = (*task.warnings, *counts.notes, *_terms(config), *_left_out(config, task, counts.plan.closed))
+    return Forecast(lines, _usd(lines), warnings)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Rows of a run: labelled and test ones, of the pool, written in the first round and in all later ones.
+
+    `samples` is how often a row is answered; `notes` is what the split gives cause to say.
+    """
+
+    plan: StudentPlan
+    size: _Sizes
+    gold: int
+    test: int
+    pool: int
+    written: int
+    again: int
+    samples: int
+    folds: int
+    notes: tuple[str, ...]
+
+    @property
+    def judged(self) -> int:
+        """Rows that are new: all but the labelled ones."""
+        return self.pool + self.written + self.again
+
+
+def _count(config: RunConfig, task: Task) -> _Counts:
+    from limbeck.models import CompactAdapter
+
     spend = config.spend
     limit = spend.test_rows if config.test_rows is None else config.test_rows
     split = make_split(task, seed=config.seed, n_folds=spend.folds, max_test=limit or None)
     plan = StudentPlan(config.student, CompactAdapter(), task)
-    closed, kind = plan.closed, (plan.closed, plan.writes_more)
-    size = _sizes(plan, split.gold, spend)
-    gold, test = len(split.gold), len(split.test)
-    limit_pool = spend.rows_to_label(*kind) if config.pool_rows is None else config.pool_rows
-    pool = min(len(task.unlabeled), limit_pool)
-    wanted = config.synthetic_rows if config.synthetic_rows is not None else spend.rows_to_have(*kind)
-    written = wanted if config.synthetic_rows is not None else max(0, wanted - pool)
-    again = -(-wanted // 2) * (config.rounds - 1)
-    samples = 1 if closed and _is_scored(config.teacher) else spend.samples
-    if closed and split.n_folds and spend.demo_tokens / size.row > gold - gold // split.n_folds:
+    size, gold = _sizes(plan, split.gold, spend), len(split.gold)
+    most = spend.rows_to_label(plan.closed, plan.writes_more) if config.pool_rows is None else config.pool_rows
+    pool = min(len(task.unlabeled), most)
+    given = config.synthetic_rows
+    wanted = spend.rows_to_have(plan.closed, plan.writes_more) if given is None else given
+    samples = 1 if plan.closed and _is_scored(config.teacher) else spend.samples
+    if plan.closed and split.n_folds and spend.demo_tokens / size.row > gold - gold // split.n_folds:
         samples *= 2  # once blind to each fold, once with all demonstrations
-    first, later = (_writing(config, rows, gold, closed) for rows in (written, again))
-    checked = gold * samples if plan.writes_more else 0
-    teacher, student = local_parameters(config.teacher), local_parameters(config.student)
-    tuned = gold * spend.passes(closed)[0] * len(gold_recipes(config, closed)) * 2 * size.row
-    fits = len(spend.gold_weights) * len(prompts_tried(config)) + 1
-    distilled = (gold + pool + written) * spend.passes(closed)[1] * fits * size.row
-    # Each further round fits a student on all rows so far.
-    redone = (gold + pool + written + again) * spend.passes(closed)[1] * (fits - 1) * size.row * (config.rounds - 1)
+    return _Counts(
+        plan,
+        size,
+        gold,
+        len(split.test),
+        pool,
+        written=max(0, wanted - pool) if given is None else wanted,
+        again=-(-wanted // 2) * (config.rounds - 1),
+        samples=samples,
+        folds=max(1, split.n_folds),
+        notes=tuple(split.notes),
+    )
 
-    def line(stage: str, calls: Sequence[_Calls], trained: float = 0.0, model: str = config.teacher) -> Line:
-        computed = sum(c.count * (c.row + c.out) + c.prompts * c.shared for c in calls)
-        asked = teacher if model == config.teacher else local_parameters(model)
-        parts = [_minutes(computed, asked), _minutes(trained, student, _TRAIN_FACTOR)]
-        known = [p for p in parts if p is not None]
-        return Line(
-            stage,
-            sum(c.count for c in calls),
-            int(sum(c.count * (c.row + c.shared) for c in calls)),
-            int(sum(c.count * c.out for c in calls)),
-            sum(known) if known else None,
-            model,
-        )
 
-    folds = max(1, split.n_folds)
-    bare = _Calls(gold, size.row, size.prompt, size.answer)
-    shown = _Calls(gold, size.row, size.prompt + size.demos, size.answer, folds)
-    judged = pool + written + again
-    asked_reasons = bool(config.objectives.rationales) and not plan.writes_more
-    asked_reasons = asked_reasons and not by_chains(task, config.method, closed)
-    looking = _Calls(gold + written + again, size.row + size.answer, _JUDGING, 1)
-    looks = config.judge_model if config.judge else config.teacher
+def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
+    """Return every stage's line."""
+    size, closed = n.size, n.plan.closed
+    bare = _Calls(n.gold, size.row, size.prompt, size.answer)
+    shown = _Calls(n.gold, size.row, size.prompt + size.demos, size.answer, n.folds)
+    tuned, distilled, redone = _trained(config, n)
+    line = partial(_line, config)
 
-    def writing(made: _Writing, real: int = 0) -> list[_Calls]:
-        passage = _PASSAGE if config.ground else 0
+    def writing(rows: int, real: int = 0) -> list[_Calls]:
+        made, passage = _writing(config, rows, n.gold, closed), _PASSAGE if config.ground else 0
         texts = _Calls(made.calls, passage, _WRITING, made.texts * size.row, made.calls)
         row = size.row + (0 if closed else 3 * passage)
-        return [replace(shown, row=row, count=round((real + made.answers) * samples)), texts]
+        return [replace(shown, row=row, count=round((real + made.answers) * n.samples)), texts]
 
-    lines = (
+    found = [
         line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),
-        line("labels alone", [replace(shown, count=checked)], tuned),
-        line("synthesize", writing(first, pool)),
-        *([line("answers to judge", [replace(bare, count=gold * spend.samples)])] if config.judge else []),
-        *([line("judge", [_judging(config, size, gold + judged)], model=config.judge_model)] if config.judge else []),
-        *([line("toxic rows", [looking], model=looks)] if rules_of(config).toxic else []),
-        *([line("rationales", [_rationales(size, gold + judged)])] if asked_reasons else []),
-        line("finetune", [], distilled),
-        *([line(f"rounds 2 to {config.rounds}, at most", writing(later), redone)] if config.rounds > 1 else []),
-        line("evaluate", [replace(bare, count=test), replace(shown, count=test, prompts=1)], test * size.row),
+        line("labels alone", [replace(shown, count=n.gold * n.samples * n.plan.writes_more)], tuned),
+        line("synthesize", writing(n.written, n.pool)),
+    ]
+    if config.judge:
+        found.append(line("answers to judge", [replace(bare, count=n.gold * config.spend.samples)]))
+        found.append(line("judge", [_judging(config, size, n.gold + n.judged)], model=config.judge_model))
+    if rules_of(config).toxic:
+        looking = _Calls(n.gold + n.written + n.again, size.row + size.answer, _JUDGING, 1)
+        found.append(line("toxic rows", [looking], model=config.judge_model if config.judge else config.teacher))
+    if config.objectives.rationales and not n.plan.writes_more and not by_chains(task, config.method, closed):
+        found.append(line("rationales", [_rationales(size, n.gold + n.judged)]))
+    found.append(line("finetune", [], distilled))
+    if config.rounds > 1:
+        found.append(line(f"rounds 2 to {config.rounds}, at most", writing(n.again), redone))
+    tested = [replace(bare, count=n.test), replace(shown, count=n.test, prompts=1)]
+    return (*found, line("evaluate", tested, n.test * size.row))
+
+
+def _trained(config: RunConfig, n: _Counts) -> tuple[float, float, float]:
+    """Return the tokens that are trained on: the labels alone, the student, and its further rounds."""
+    gold_passes, passes = config.spend.passes(n.plan.closed)
+    fits = len(config.spend.gold_weights) * len(prompts_tried(config)) + 1
+    rows = n.gold + n.pool + n.written
+    tuned = n.gold * gold_passes * len(gold_recipes(config, n.plan.closed)) * 2
+    # Each further round fits a student on all rows so far.
+    redone = (rows + n.again) * passes * (fits - 1) * (config.rounds - 1)
+    return tuned * n.size.row, rows * passes * fits * n.size.row, redone * n.size.row
+
+
+def _line(config: RunConfig, stage: str, calls: Sequence[_Calls], trained: float = 0.0, *, model: str = "") -> Line:
+    """Return a stage's line: calls of a model (the teacher without one), and tokens that the student is trained on."""
+    asked = model or config.teacher
+    computed = sum(c.count * (c.row + c.out) + c.prompts * c.shared for c in calls)
+    student = local_parameters(config.student)
+    parts = [_minutes(computed, local_parameters(asked)), _minutes(trained, student, _TRAIN_FACTOR)]
+    known = [p for p in parts if p is not None]
+    return Line(
+        stage,
+        sum(c.count for c in calls),
+        int(sum(c.count * (c.row + c.shared) for c in calls)),
+        int(sum(c.count * c.out for c in calls)),
+        sum(known) if known else None,
+        asked,
     )
-    searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
-    left_out = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
-    if config.objectives.beta:
-        left_out.append("not-counted: training on preference pairs, of which there may be none")
+
+
+def _terms(config: RunConfig) -> list[str]:
+    """Return what the terms of the models say where they do not simply allow it."""
+    from limbeck.terms import resolve
+
     terms = [resolve(name, config.api_base) for name in config.models_asked().values() if name]
-    told = [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]
-    return Forecast(lines, _usd(lines), (*task.warnings, *split.notes, *told, *left_out))
+    return [one.told(config.accept_terms.strip()) for one in terms if one.verdict != "allowed"]
+
+
+def _left_out(config: RunConfig, task: Task, closed: bool) -> list[str]:
+    """Return what no one can count beforehand."""
+    searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
+    told = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
+    pairs = ["not-counted: training on preference pairs, of which there may be none"] if config.objectives.beta else []
+    return told + pairs
 
 
 def _describes(config: RunConfig, task: Task) -> bool:

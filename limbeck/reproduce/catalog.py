@@ -32,27 +32,37 @@ class Entry:
 CATALOG = (
     Entry(
         "prm",
-        "Let's Verify Step by Step (Lightman et al. 2023)",
+        "Let's Verify Step by Step, Lightman et al. 2023 (arXiv:2305.20050)",
         "best of N by process model, outcome model, majority",
     ),
     Entry(
         "dpo",
-        "Direct Preference Optimization (Rafailov et al. 2023)",
+        "Direct Preference Optimization, Rafailov et al. 2023 (arXiv:2305.18290)",
         "SFT then DPO on verified pairs, against SFT",
     ),
-    Entry("coa", "Chain-of-Abstraction (Gao et al. 2024)", "chains that tools fill, worked steps, direct answers"),
+    Entry(
+        "coa",
+        "Chain-of-Abstraction, Gao et al. 2024 (arXiv:2401.17464)",
+        "chains that tools fill, worked steps, direct answers",
+    ),
     Entry(
         "weak-to-strong",
-        "Weak-to-Strong Generalization (Burns et al. 2023)",
+        "Weak-to-Strong Generalization, Burns et al. 2023 (arXiv:2312.09390)",
         "a student of weak labels, with and without the confidence loss",
     ),
     Entry(
         "on-policy",
-        "On-Policy Distillation (Agarwal et al. 2023)",
+        "On-Policy Distillation of Language Models, Agarwal et al. 2023 (arXiv:2306.13649)",
         "own answers scored by the teacher, against the teacher's answers",
     ),
-    Entry("self-improvement", "Beyond Human Data (Singh et al. 2023)", "rounds of own verified answers"),
-    Entry("environment", "Q-Transformer (Chebotar et al. 2023)", "rounds of play in a game without people"),
+    Entry(
+        "self-improvement", "Beyond Human Data, Singh et al. 2023 (arXiv:2312.06585)", "rounds of own verified answers"
+    ),
+    Entry(
+        "environment",
+        "Q-Transformer, Chebotar et al. 2023 (arXiv:2309.10150), on a game of texts",
+        "rounds of play in a game without people",
+    ),
 )
 
 

@@ -13,9 +13,9 @@ from limbeck.chains import ChainError, parse_chain, run_chain
 from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import detach_lora
 from limbeck.finetune.rows import tokenize_rows
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, is_right, row_of, sample
+from limbeck.reproduce.solver import GREEDY, LARGEST, LEARNING, OPERATIONS, fit, is_right, row_of, sample
 from limbeck.sums import Sum, make_sums
 
 DIRECT, STEPS, CHAIN = "direct answer", "worked steps", "chain of abstraction"
@@ -81,13 +81,11 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
         written = sample(student, tested, 1, temperature=0.0)
         detach_lora(student.model)
         arms.append(Arm(name, tuple(score(one, steps) for one, (steps,) in zip(tested, written, strict=True))))
-    return Outcome(
+    return setting.conclude(
         "coa",
-        "Chain-of-Abstraction, Gao et al. 2024 (arXiv:2401.17464)",
-        "share of sums answered rightly, greedy",
-        tuple(arms),
-        compare(CLAIMS, arms, chance=0.0),
-        {"model": setting.model, "seed": setting.seed, "sums": sizes.worked, "operations": sizes.operations},
-        ("Only the chain's student has a calculator, as in the paper.",),
-        setting.seconds,
+        CLAIMS,
+        arms,
+        unit=GREEDY,
+        settings={"sums": sizes.worked, "operations": sizes.operations},
+        notes=["Only the chain's student has a calculator."],
     )

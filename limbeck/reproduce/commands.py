@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck.reproduce.catalog import CATALOG
+from limbeck.reproduce.catalog import CATALOG, Entry, find
+
+if TYPE_CHECKING:
+    from limbeck.reproduce.setting import Setting
 
 _NAMES = "\n".join(f"  {entry.name:<18} {entry.compares}" for entry in CATALOG)
 
@@ -35,10 +38,11 @@ def reproduce(
         return
     if not names:
         raise InputError("no name of a reproduction", valid=", ".join(entry.name for entry in CATALOG))
-    from limbeck.reproduce.catalog import find
+    from limbeck.reproduce.setting import Setting
 
     for entry in [find(name) for name in names]:
-        _run(entry.name, out, model=model, quick=quick, seed=seed, data=data, output=output)
+        folder = out / (f"{entry.name}-quick" if quick else entry.name)
+        _run(entry, Setting(folder, model, quick, seed, data, output, _tell))
 
 
 reproduce.__doc__ = f"""{reproduce.__doc__}
@@ -54,21 +58,16 @@ Examples:
 """
 
 
-def _run(name: str, out: Path, *, model: str, quick: bool, seed: int, data: str, output: str) -> None:
-    from limbeck.reproduce.catalog import find
+def _run(entry: Entry, setting: Setting) -> None:
     from limbeck.reproduce.figure import draw
     from limbeck.reproduce.outcome import told
-    from limbeck.reproduce.setting import Setting
 
-    entry = find(name)
-    folder = out / (f"{name}-quick" if quick else name)
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"{entry.name}: {entry.compares}. {entry.paper}", file=sys.stderr)
-    outcome = entry.run(Setting(folder, model, quick, seed, data, output, _tell))
-    path = outcome.save(folder)
-    figure = draw(outcome, folder / "figure.svg")
+    _tell(f"{entry.name}: {entry.compares}. {entry.paper}")
+    outcome = entry.run(setting)
+    path = outcome.save(setting.folder)
+    figure = draw(outcome, setting.folder / "figure.svg")
     typer.echo(told(outcome))
-    print(f"{path} and {figure}", file=sys.stderr)
+    _tell(f"{path} and {figure}")
 
 
 def _tell(text: str) -> None:

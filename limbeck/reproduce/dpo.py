@@ -16,13 +16,26 @@ from limbeck.finetune.dpo import prefer, preference_rows
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.objectives import Preference
 from limbeck.finetune.rows import PlainRow, tokenize_rows
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, is_right, row_of, sample, worked
+from limbeck.reproduce.solver import (
+    GREEDY,
+    LARGEST,
+    LEARNING,
+    OPERATIONS,
+    fit,
+    graded,
+    is_right,
+    row_of,
+    sample,
+    worked,
+)
 from limbeck.sums import Sum, make_sums
 
 SUPERVISED, PREFERRED, REJECTED = "supervised", "supervised, then DPO", "supervised, then its right answers"
 CLAIMS = (Claim(PREFERRED, SUPERVISED, "DPO after the supervised fit raises the verified score"),)
+
+_BETA = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
         )
     setting.say(f"{len(made.rows)} pairs")
     further = TrainConfig(lr=1e-4, epochs=2, batch_size=16, seed=setting.seed)
-    after = prefer(solver, made.rows, further, Preference(0.1)).loaded
+    after = prefer(solver, made.rows, further, Preference(_BETA)).loaded
     preferred = graded(after, tested)
     detach_lora(after.model)
     again = load_model(setting.model)
@@ -83,21 +96,17 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     rejected = graded(again, tested)
     detach_lora(again.model)
     arms = (Arm(SUPERVISED, before), Arm(PREFERRED, preferred), Arm(REJECTED, rejected))
-    return Outcome(
+    return setting.conclude(
         "dpo",
-        "Direct Preference Optimization, Rafailov et al. 2023 (arXiv:2305.18290)",
-        "share of sums answered rightly, greedy",
+        CLAIMS,
         arms,
-        compare(CLAIMS, arms, chance=0.0),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        unit=GREEDY,
+        settings={
             "worked sums": sizes.worked,
             "operations": sizes.operations,
             "pairs": len(made.rows),
-            "beta": 0.1,
+            "beta": _BETA,
             "right answers": len(kept),
         },
-        (f"Left out of the pairs: {dict(made.left_out)}.",),
-        setting.seconds,
+        notes=[f"Left out of the pairs: {dict(made.left_out)}."],
     )

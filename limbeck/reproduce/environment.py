@@ -19,7 +19,7 @@ from limbeck.environments.rollouts import Student, play
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.practice import Play
 from limbeck.finetune.rounds import RoundsConfig, run_rounds
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
 
 if TYPE_CHECKING:
@@ -80,24 +80,21 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     detach_lora(done.loaded.model)
     arms = (Arm(START, start), Arm(BEST, best))
     chance = sum(one.won for one in play(make, _uniform, tested)) / sizes.tested
-    return Outcome(
+    return setting.conclude(
         "environment",
-        "Q-Transformer, Chebotar et al. 2023 (arXiv:2309.10150), on a game of texts",
-        "share of games won, greedy",
+        CLAIMS,
         arms,
-        compare(CLAIMS, arms, chance=chance),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        unit="share of games won, greedy",
+        chance=chance,
+        settings={
             "game": f"countdown of {sizes.numbers}",
             "games a round": f"{sizes.episodes} x {sizes.attempts}",
         },
-        (
+        notes=[
             f"Random play wins {chance:.3f}. Best round {done.report.best}, chosen on {sizes.held_out} other games; "
-            f"ended: {done.report.reason}.",
-        ),
-        setting.seconds,
-        {"held-out games": [[one.number, *one.score] for one in done.report.rounds]},
+            f"ended: {done.report.reason}."
+        ],
+        curves={"held-out games": [[one.number, *one.score] for one in done.report.rounds]},
     )
 
 

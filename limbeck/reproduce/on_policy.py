@@ -16,9 +16,20 @@ from limbeck.finetune.loop import TrainConfig, detach_lora, train
 from limbeck.finetune.objectives import Divergence
 from limbeck.finetune.on_policy import Asked, OnPolicy
 from limbeck.finetune.rows import TrainRow, tokenize_rows
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, messages, row_of, sample, worked
+from limbeck.reproduce.solver import (
+    GREEDY,
+    LARGEST,
+    LEARNING,
+    OPERATIONS,
+    fit,
+    graded,
+    messages,
+    row_of,
+    sample,
+    worked,
+)
 from limbeck.sums import Sum, make_sums
 
 TEACHER, START, OFFLINE, ON_POLICY = "teacher", "student before", "on the teacher's answers", "on policy"
@@ -26,6 +37,8 @@ CLAIMS = (
     Claim(ON_POLICY, START, "on-policy distillation raises the student's score"),
     Claim(ON_POLICY, OFFLINE, "on-policy distillation beats training on the teacher's answers at equal steps"),
 )
+
+_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,23 +82,18 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
         detach_lora(student.model)
     detach_lora(teacher.model)
     arms = tuple(Arm(name, scores[name]) for name in (TEACHER, START, OFFLINE, ON_POLICY))
-    return Outcome(
+    return setting.conclude(
         "on-policy",
-        "On-Policy Distillation of Language Models, Agarwal et al. 2023 (arXiv:2306.13649)",
-        "share of sums answered rightly, greedy",
+        CLAIMS,
         arms,
-        compare(CLAIMS, arms, chance=0.0),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        unit=GREEDY,
+        settings={
             "sums the teacher saw": sizes.taught,
             "the student": sizes.seen,
             "steps": sizes.steps,
-            "share of own answers": 0.5,
+            "share of own answers": _SHARE,
             "divergence": "reverse KL",
         },
-        (),
-        setting.seconds,
     )
 
 
@@ -101,7 +109,7 @@ def _on_policy(
     prompts = {chat.prompt(messages(one.problem)).ids: messages(one.problem) for one in asked}
     known = {ids: Asked(told, ids) for ids, told in prompts.items()}
     longest = max(row.length - len(row.prompt) for row in rows)
-    own = OnPolicy(known, _plain(teacher), share=0.5, max_tokens=longest, seed=setting.seed)
+    own = OnPolicy(known, _plain(teacher), share=_SHARE, max_tokens=longest, seed=setting.seed)
     setting.say(f"on policy: {config.max_steps} steps")
     return train(student, rows, config, objective=Divergence(1.0), refresh=own).loaded
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from limbeck.errors import InputError
 from limbeck.stats import mean_ci, paired_bootstrap, smallest_detectable
 
+# Points of a round, the mean there, and its interval's ends.
+Curve = Sequence[Sequence[float]]
 Verdict = Literal["reproduced", "not reproduced", "too small to tell"]
 
 
@@ -80,8 +82,7 @@ class Outcome:
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
-    # Per name: points of round, mean, low and high.
-    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict[str, Sequence[Sequence[float]]])
+    curves: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
 
     @property
     def verdict(self) -> Verdict:
@@ -100,15 +101,6 @@ class Outcome:
         part.write_text(json.dumps(asdict(self), indent=1, default=str), encoding="utf-8")
         part.replace(path)
         return path
-
-
-def compare(claims: Sequence[Claim], arms: Sequence[Arm], *, chance: float) -> tuple[Compared, ...]:
-    """Return every claim with what the arms say of it; raises InputError for arms of different problems."""
-    if len({len(arm.scores) for arm in arms}) != 1:
-        sizes = ", ".join(f"{arm.name}: {len(arm.scores)}" for arm in arms)
-        raise InputError(f"arms with different numbers of problems: {sizes}", valid="the same problems for all")
-    by_name = {arm.name: arm for arm in arms}
-    return tuple(judge(claim, by_name[claim.better], by_name[claim.worse], chance=chance) for claim in claims)
 
 
 def read_outcome(path: Path) -> Outcome:

@@ -7,15 +7,15 @@ choose among N solutions of new sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.process import RewardModel, StepEncoder, outcome_rows, process_rows, solution_score, verdicts
 from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
 from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, is_right, sample, worked
 from limbeck.sums import Sum, answer_of, labelled, make_sums
@@ -72,22 +72,18 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     best = [float(any(is_right(one, c.steps) for c in drawn)) for one, drawn in zip(tested, candidates, strict=True)]
     arms = (*chosen, Arm("one solution", tuple(first)), Arm("a right one is among them", tuple(best)))
     wrong = sum(one.right is False for one in solutions)
-    return Outcome(
+    return setting.conclude(
         "prm",
-        "Let's Verify Step by Step, Lightman et al. 2023 (arXiv:2305.20050)",
-        "share of sums answered rightly",
+        CLAIMS,
         arms,
-        compare(CLAIMS, arms, chance=0.0),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        unit="share of sums answered rightly",
+        settings={
             "N": sizes.n,
             "operations": sizes.operations,
             "worked sums": sizes.worked,
             "graded solutions": len(solutions),
         },
-        (f"{wrong} of {len(solutions)} graded solutions end wrong; their steps were checked exactly.",),
-        setting.seconds,
+        notes=[f"{wrong} of {len(solutions)} graded solutions end wrong; their steps were checked exactly."],
     )
 
 
@@ -102,29 +98,27 @@ def _chosen(
     """Return how often each ranker's choice is right."""
     asked = [(one.problem, c.steps) for one, drawn in zip(tested, written, strict=True) for c in drawn if c.steps]
     process = _reward(setting, PROCESS, process_rows, solutions)
-    steps = dict(zip(asked, process.steps(asked), strict=True))
+    steps = process.steps(asked)
     detach_lora(process.loaded.model)
     outcome = _reward(setting, OUTCOME, outcome_rows, solutions)
-    ends = dict(zip(asked, outcome.outcomes(asked), strict=True))
+    ends = outcome.outcomes(asked)
     detach_lora(outcome.loaded.model)
 
-    def product(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
-        return [solution_score(steps.get((inputs["problem"], one.steps), ())) for one in candidates]
-
-    def least(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
-        return [solution_score(steps.get((inputs["problem"], one.steps), ()), "min") for one in candidates]
-
-    def end(inputs: Mapping[str, Any], candidates: Sequence[Candidate]) -> list[float]:
-        return [ends.get((inputs["problem"], one.steps), 0.0) for one in candidates]
-
+    product = _known(asked, [solution_score(one) for one in steps])
     rankers: dict[str, Ranker] = {
         VOTE: MajorityVote(),
         PROCESS: product,
-        "process model, least step": least,
+        "process model, least step": _known(asked, [solution_score(one, "min") for one in steps]),
         "vote weighted by the process model": WeightedVote(product),
-        OUTCOME: end,
+        OUTCOME: _known(asked, ends),
     }
     return tuple(_ranked(name, ranker, tested, written) for name, ranker in rankers.items())
+
+
+def _known(asked: Sequence[tuple[str, tuple[str, ...]]], scores: Sequence[float]) -> Ranker:
+    """Return the ranker of solutions that have been scored, all in one reading; one without steps scores 0."""
+    found = dict(zip(asked, scores, strict=True))
+    return lambda inputs, candidates: [found.get((inputs["problem"], one.steps), 0.0) for one in candidates]
 
 
 def _reward(

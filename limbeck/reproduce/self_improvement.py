@@ -15,9 +15,9 @@ from limbeck.engine.loading import load_model
 from limbeck.finetune.loop import TrainConfig, detach_lora
 from limbeck.finetune.rounds import RoundsConfig, run_rounds
 from limbeck.finetune.selftrain import Problem, SelfTraining
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
-from limbeck.reproduce.solver import LARGEST, LEARNING, OPERATIONS, fit, graded, lines, messages, worked
+from limbeck.reproduce.solver import GREEDY, LARGEST, LEARNING, OPERATIONS, fit, graded, lines, messages, worked
 from limbeck.sums import Sum, answer_of, make_sums
 
 START, BEST = "before the rounds", "the best round"
@@ -82,23 +82,19 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     kept = [one.rows for one in done.report.rounds[1:]]
     arms = (Arm(START, start), Arm(BEST, best))
     points = [[one.number, *one.score] for one in done.report.rounds]
-    return Outcome(
+    return setting.conclude(
         "self-improvement",
-        "Beyond Human Data, Singh et al. 2023 (arXiv:2312.06585)",
-        "share of sums answered rightly, greedy",
+        CLAIMS,
         arms,
-        compare(CLAIMS, arms, chance=0.0),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        unit=GREEDY,
+        settings={
             "worked sums": sizes.worked,
             "operations": sizes.operations,
             "asked a round": f"{sizes.asked} x {sizes.n}",
         },
-        (
+        notes=[
             f"Answers kept a round: {kept}. Best round {done.report.best}, chosen on {sizes.held_out} other sums; "
-            f"ended: {done.report.reason}.",
-        ),
-        setting.seconds,
-        {"held-out sums": points},
+            f"ended: {done.report.reason}."
+        ],
+        curves={"held-out sums": points},
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from limbeck.errors import InputError
+from limbeck.reproduce.catalog import find
+from limbeck.reproduce.outcome import Arm, Claim, Curve, Outcome, judge
 
 T = TypeVar("T")
 
@@ -40,3 +44,29 @@ class Setting:
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.started
+
+    def conclude(
+        self,
+        name: str,
+        claims: Sequence[Claim],
+        arms: Sequence[Arm],
+        *,
+        unit: str,
+        settings: Mapping[str, Any],
+        chance: float = 0.0,
+        notes: Sequence[str] = (),
+        curves: Mapping[str, Curve] | None = None,
+    ) -> Outcome:
+        """Return the outcome of the reproduction of this name: every claim beside what the arms say of it.
+
+        Raises InputError for arms of different problems.
+        """
+        if len({len(arm.scores) for arm in arms}) != 1:
+            sizes = ", ".join(f"{arm.name}: {len(arm.scores)}" for arm in arms)
+            raise InputError(f"arms with different numbers of problems: {sizes}", valid="the same problems for all")
+        by_name = {arm.name: arm for arm in arms}
+        compared = tuple(judge(one, by_name[one.better], by_name[one.worse], chance=chance) for one in claims)
+        told = {"model": self.model, "seed": self.seed, **settings}
+        return Outcome(
+            name, find(name).paper, unit, tuple(arms), compared, told, tuple(notes), self.seconds, dict(curves or {})
+        )

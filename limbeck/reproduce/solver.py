@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
     from limbeck.finetune.objectives import Objective
 
+GREEDY = "share of sums answered rightly, greedy"
 INSTRUCTIONS = "Solve the problem step by step."
 # With 200 sums of three operations and this the embedded model answers a third of new ones rightly, and one of eight
 # samples is right for two thirds: there is something to choose and something to gain.

@@ -22,7 +22,7 @@ from limbeck.errors import InputError
 from limbeck.finetune.loop import TrainConfig, detach_lora, train
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.finetune.weak import Confidence, recovered
-from limbeck.reproduce.outcome import Arm, Claim, Outcome, compare
+from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
 from limbeck.task import task_from_labels
 
@@ -103,22 +103,18 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     for name, masses, confidence in ways:
         setting.say(f"{name}: {half} rows")
         arms.append(Arm(name, _student(setting, sizes, given, masses, tested, confidence)))
-    notes = tuple(_gap(arms, name) for name in (PLAIN, CONFIDENT))
-    return Outcome(
+    return setting.conclude(
         "weak-to-strong",
-        "Weak-to-Strong Generalization, Burns et al. 2023 (arXiv:2312.09390)",
-        "accuracy",
-        tuple(arms),
-        compare(CLAIMS, arms, chance=1 / len(given.names)),
-        {
-            "model": setting.model,
-            "seed": setting.seed,
+        CLAIMS,
+        arms,
+        unit="accuracy",
+        chance=1 / len(given.names),
+        settings={
             "data": Path(setting.data).name or "the quickstart's rows",
             "labels": len(given.names),
             "rows a half": half,
         },
-        notes,
-        setting.seconds,
+        notes=[_gap(arms, name) for name in (PLAIN, CONFIDENT)],
     )
 
 

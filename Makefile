@@ -22,8 +22,8 @@ quickstart: $(RUN) ## tens of labels to a distilled student and a verdict, in mi
 	@$(BIN)/limbeck run --labels $(QUICKSTART)/labels.jsonl --output label --test $(QUICKSTART)/test.jsonl \
 		--unlabeled $(QUICKSTART)/unlabeled.jsonl --teacher embedded --student embedded --effort quick --out $(OUT)
 
-test: $(DEV) ## all tests, offline
-	@$(BIN)/python -m pytest -q
+test: $(DEV) ## all tests, offline, a process a core
+	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(DEV) ## what CI runs beside the tests: lint, format, types, import layers, the docs' blocks
 	@echo "ruff: lint" && $(BIN)/ruff check --quiet .

@@ -18,6 +18,11 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from limbeck.engine import LoadedModel
 
+# Processes that run side by side compute on a core each: their threads would wait for one another.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 # Machines are shared: how long one example takes says nothing about the code.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")

@@ -119,6 +119,26 @@ def test_calls_that_come_while_others_are_written_join_their_batch(
     assert [texts[place] for place in range(len(asked))] == [expected_text(loaded, one) for one in asked]
 
 
+def test_a_batch_ends_though_calls_keep_coming(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(continuous, "_ADMITTED", 1)
+    monkeypatch.setattr(continuous, "_TURNS", 2)
+    engine = TorchEngine(loaded)
+    came: list[Draft] = []
+
+    def more() -> list[Draft]:
+        came.append(engine._draft(request(TEXTS[len(came) % len(TEXTS)], max_tokens=3)))
+        return came[-1:]
+
+    drafts, told = [engine._draft(request("see you", max_tokens=3))], Counter[int]()
+    shared = drafts[0].prompt.shared > 0
+    prefixes = prefix_cache.PrefixCache(loaded.model, loaded.device, 1000)
+    work = continuous.Work(2, 64, shared)
+    continuous.write(prefixes, engine.chat, drafts, work, lambda one, _: told.update([id(one)]), more)
+    assert 1 <= len(came) <= 4
+    assert told == Counter(map(id, drafts))
+    assert len(told) == 1 + len(came)
+
+
 def test_an_error_reaches_every_caller_also_those_that_came_late(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     engine = TorchEngine(loaded, wait_ms=0)
     begun, go_on = threading.Event(), threading.Event()

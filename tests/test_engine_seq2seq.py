@@ -91,6 +91,14 @@ def test_scores_are_those_of_the_model_itself(
         assert scores.exact
 
 
+def test_an_empty_candidate_is_scored_beside_others(engine: Seq2SeqEngine) -> None:
+    alone = [engine.score(ScoreRequest((SYSTEM, ("user", text)), "", ("", "yes"))) for text in TEXTS[:2]]
+    mixed = engine.score_many([ScoreRequest((SYSTEM, ("user", text)), "", ("", "yes")) for text in TEXTS[:2]])
+    assert [one.logprobs for one in mixed] == pytest.approx([one.logprobs for one in alone])
+    only = engine.score(ScoreRequest((SYSTEM, ("user", TEXTS[0])), "", ("",)))
+    assert len(only.logprobs) == 1
+
+
 def test_a_prefix_opens_the_answer(engine: Seq2SeqEngine, double: Any) -> None:
     opening = "label: "
     scores = engine.score(ScoreRequest((SYSTEM, ("user", TEXTS[0])), opening, ("yes", "no"), suffix="\n\n"))

@@ -79,6 +79,10 @@ def test_a_sliding_window_limits_the_context(fresh_tiny: LoadedModel):
     fresh_tiny.model.config.layer_types = ["full_attention", "sliding_attention"]
     fresh_tiny.model.config.sliding_window = 64
     assert TorchEngine(fresh_tiny).context_tokens == 64
+    fresh_tiny.model.config.layer_types = None
+    assert TorchEngine(fresh_tiny).context_tokens == 64
+    fresh_tiny.model.config.use_sliding_window = False
+    assert TorchEngine(fresh_tiny).context_tokens == 1024
 
 
 def adapted(loaded: LoadedModel) -> LoadedModel:

@@ -44,9 +44,14 @@ def supports_sharing(config: Any) -> bool:
     if getattr(config, "attn_logit_softcapping", None) or getattr(config, "alibi", False):
         return False
     layers = getattr(config, "layer_types", None)
-    if layers is not None:
-        return all(kind == "full_attention" for kind in layers)
-    return not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
+    return all(kind == "full_attention" for kind in layers) if layers is not None else sliding_window(config) is None
+
+
+def sliding_window(config: Any) -> int | None:
+    """Return how many tokens back some layers of a model of this configuration see, None where all see all."""
+    layers = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in layers if layers is not None else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _cascade(

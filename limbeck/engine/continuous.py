@@ -22,6 +22,8 @@ from limbeck.engine.tree import TokenForest
 
 # Waiting rows that are taken in together: each admission is a pass of its own.
 _ADMITTED = 8
+# Late texts a place until a batch takes in no more: what it holds stays bounded, other batches have their turn.
+_TURNS = 16
 # New tokens that a batch has room for at first, and columns that no row needs any more from which on cutting them pays.
 _ROOM, _SLACK = 64, 64
 
@@ -36,7 +38,10 @@ def write(
     deliver: Callable[[Draft, Generation], None],
     more: Callable[[], Sequence[Draft]],
 ) -> None:
-    """Write all drafts, and those that `more()` adds while it runs; `deliver(draft, result)` as each one ends."""
+    """Write all drafts, and those that `more()` adds while it runs; `deliver(draft, result)` as each one ends.
+
+    A batch that callers keep busy ends all the same.
+    """
     batch = _Batch(prefixes, drafts, work)
 
     def told(i: int, result: Generation) -> None:
@@ -46,9 +51,10 @@ def write(
     inputs = {ids: n for n, ids in enumerate(dict.fromkeys(draft.prompt.ids for draft in drafts))}
     order = sorted(range(len(drafts)), key=lambda i: (-len(drafts[i].prompt.ids), inputs[drafts[i].prompt.ids], i))
     alive: dict[int, int] = {}
+    most = len(drafts) + _TURNS * work.places
     while order or alive:
         free = work.places - len(alive)
-        if free >= min(_ADMITTED, work.places):
+        if free >= min(_ADMITTED, work.places) and len(drafts) < most:
             late = more()
             order += range(len(drafts), len(drafts) + len(late))
             drafts.extend(late)

@@ -66,9 +66,9 @@ def read_sources(model: Any, prompts: Sequence[Sequence[int]]) -> Sources:
 def decode(model: Any, sources: Sources, of: Sequence[int], targets: Sequence[Sequence[int]]) -> Tensor:
     """Return logits [targets, T, V]; those at t predict token t of a target that answers prompt `of`."""
     device, start = sources.mask.device, model.config.decoder_start_token_id
-    longest = max(map(len, targets))
+    longest = max(1, *map(len, targets))
     # Padding on the right is seen by nothing that is scored: the decoder is causal.
-    shifted = [[start, *row[:-1], *[start] * (longest - len(row))] for row in targets]
+    shifted = [[start, *row[:-1], *[start] * (longest - len(row))][:longest] for row in targets]
     chosen = torch.tensor(list(of), device=device)
     return model(
         encoder_outputs=BaseModelOutput(last_hidden_state=cast(Any, sources.states[chosen])),

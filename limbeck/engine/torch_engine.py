@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from limbeck.engine.batching import Limits, settle
 from limbeck.engine.callers import LanguageEngine
+from limbeck.engine.cascade import sliding_window
 from limbeck.engine.chat import Prompt
 from limbeck.engine.drafts import Draft
 from limbeck.engine.generation import generate_batch
@@ -119,6 +120,4 @@ class TorchEngine(LanguageEngine[Job]):
 def _context_tokens(config: Any) -> int:
     """Return how many tokens the model can see; a sliding window counts, for its cache is not cut here."""
     limit = cast(int, getattr(config, "max_position_embeddings", None) or 1 << 20)
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        limit = min(limit, cast(int, config.sliding_window))
-    return limit
+    return min(limit, sliding_window(config) or limit)

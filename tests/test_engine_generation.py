@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from limbeck.engine.batching import Limits
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.drafts import Draft, choose
 from limbeck.engine.generation import generate_batch
+from limbeck.engine.requests import ScoreRequest
+from limbeck.engine.tree import TokenForest
 from limbeck.errors import PromptTooLong
 
 SYSTEM = ("system", "label the text as spam or ham")
@@ -185,6 +188,73 @@ def test_the_assistants_turn_can_be_opened(loaded: LoadedModel, engine: TorchEng
     asked = request("see you", assistant_prefix="the quick")
     (found,) = engine.generate_many([asked])
     assert found.text == expected_text(loaded, asked)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_answer_that_goes_on_reads_its_own_tokens_alone(
+    embedded: LoadedModel, monkeypatch: pytest.MonkeyPatch, apart: bool
+):
+    """Behind one shared prompt, and behind prompts of which each row has its own."""
+    loaded = embedded
+    systems = [("system", f"{SYSTEM[1]} {number if apart else 0}") for number in range(len(TEXTS))]
+    engine = TorchEngine(loaded)
+    begun = [
+        request(text, system, max_tokens=6 + place, assistant_prefix="yes: ")
+        for place, (text, system) in enumerate(zip(TEXTS, systems, strict=True))
+    ]
+    wrote = [one.text for one in engine.generate_many(begun)]
+    going_on = [
+        replace(one, assistant_prefix=f"yes: {text}; no", max_tokens=5) for one, text in zip(begun, wrote, strict=True)
+    ]
+    expected = [expected_text(loaded, one) for one in going_on]
+    appended = 0
+    append = TokenForest.append
+
+    def counted(self: TokenForest, ids: Any, *rest: Any) -> int:
+        nonlocal appended
+        appended += len(ids)
+        return append(self, ids, *rest)
+
+    monkeypatch.setattr(TokenForest, "append", counted)
+    found = engine.generate_many(going_on)
+    assert [one.text for one in found] == expected
+    assert appended == 0
+    assert all(one.tokens_in - 32 <= one.cached_tokens < one.tokens_in for one in found)
+    assert [one.text for one in TorchEngine(loaded).generate_many(going_on)] == expected
+
+
+def test_a_closed_field_is_scored_behind_the_text_before_it(embedded: LoadedModel):
+    engine, fresh = TorchEngine(embedded), TorchEngine(embedded)
+    begun = [request(text, max_tokens=8, assistant_prefix="yes: ") for text in TEXTS]
+    wrote = engine.generate_many(begun)
+    asked = [
+        ScoreRequest(one.messages, f"yes: {text.text}; no ", ("spam", "ham", "spam prize"))
+        for one, text in zip(begun, wrote, strict=True)
+    ]
+    found, expected = engine.score_many(asked), fresh.score_many(asked)
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-3)
+        assert one.cached_tokens >= one.tokens_in - 32
+    assert max(one.cached_tokens for one in expected) < min(one.cached_tokens for one in found)
+
+
+def test_the_texts_that_ended_last_are_kept():
+    def ended(*ids: int) -> prefix_cache.Ended:
+        return prefix_cache.Ended(ids, 0, prefix_cache.KeyValues((), len(ids)))
+
+    kept = prefix_cache.EndedTexts(7)
+    kept.keep((1,), ended(1, 2, 3))
+    kept.keep((1,), ended(1, 2, 4, 5))
+    assert kept.find((1, 2, 4, 5, 6), 1) == (ended(1, 2, 4, 5), 4)
+    assert kept.find((1, 2, 3, 9), 1) == (ended(1, 2, 3), 3)
+    assert kept.find((1, 2, 4), 1) == (ended(1, 2, 3), 2)  # the last token stays to be read
+    assert kept.find((1, 9), 1) is None
+    assert kept.find((7, 2, 3), 1) is None
+    assert kept.find((1, 2, 3, *range(90)), 1) is None
+    kept.keep((7,), ended(7, 8))
+    assert kept.find((1, 2, 3, 9), 1) == (ended(1, 2, 4, 5), 2)
+    kept.clear()
+    assert kept.find((7, 8, 9), 1) is None
 
 
 def test_the_embedded_model_writes_what_transformers_writes(embedded: LoadedModel):

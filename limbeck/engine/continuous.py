@@ -1,7 +1,8 @@
 """Write texts side by side, the place of one that ends taken by one that waits (continuous batching, Yu et al. 2022).
 
 Rows of one shared prompt see its keys and values without a copy each; of other rows the prompt is their own. Samples of
-one input that begin together share its prefill.
+one input that begin together share its prefill. An answer that goes on with its next field reads that field's header
+alone, a token a step beside the others.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from limbeck.engine.batching import packs
 from limbeck.engine.chat import Chat
 from limbeck.engine.drafts import Draft, advance
-from limbeck.engine.prefix_cache import EMPTY, Context, KeyValues, PrefixCache, Row, row_length
+from limbeck.engine.prefix_cache import EMPTY, Context, Ended, KeyValues, PrefixCache, Row, row_length
 from limbeck.engine.requests import Generation
 from limbeck.engine.tree import TokenForest
 
@@ -45,6 +46,8 @@ def write(
     batch = _Batch(prefixes, drafts, work)
 
     def told(i: int, result: Generation) -> None:
+        # Before its caller can go on from it.
+        batch.keep(i)
         deliver(drafts[i], result)
 
     # Rows of one input follow one another, the longest inputs first.
@@ -101,9 +104,13 @@ class _Batch:
         self._read: dict[Ids, _Read] = {}
 
     def admit(self, rows: Sequence[int], alive: Sequence[int]) -> Tensor:
-        """Read the prompts of new rows and give them places; return the logits [rows, vocabulary] after them."""
-        self._read = self._prefilled(rows)
-        found = [self._read[self._drafts[i].prompt.ids] for i in rows]
+        """Read the prompts of new rows and give them places; return the logits [rows, vocabulary] after them.
+
+        Those of rows that go on from a text that ended say nothing: their prompts have unread tokens.
+        """
+        going_on = {i: one for i in rows if (one := self._going_on(self._drafts[i])) is not None}
+        self._read = self._prefilled([i for i in rows if i not in going_on])
+        found = [going_on[i] if i in going_on else self._read[self._drafts[i].prompt.ids] for i in rows]
         lengths = torch.tensor([row_length(one.row) for one in found])
         if alive:
             staying = set(alive)
@@ -138,6 +145,28 @@ class _Batch:
             ids.to(device), positions.unsqueeze(1).to(device), visible.unsqueeze(1).to(device), 1, self._shared
         )
         return logits[chosen.to(device), -1]
+
+    def keep(self, row: int) -> None:
+        """Keep what was read for a row that has just ended, where its answer may go on."""
+        draft, place = self._drafts[row], self._rows.index(row)
+        if 0 < draft.asked < len(draft.prompt.ids):
+            own = int(self._own[place])
+            ids = (*draft.prompt.ids, *draft.written)[: self._shared.length + own]
+            ended = Ended(ids, self._shared.length, self._context.row(place, own))
+            self._prefixes.ended.keep(draft.prompt.ids[: draft.asked], ended)
+
+    def _going_on(self, draft: Draft) -> _Read | None:
+        """Return what is known of a row whose answer goes on from a text that ended; it is left to read the rest."""
+        prompt, model = draft.prompt, self._prefixes.model
+        if not draft.asked or (found := self._prefixes.ended.find(prompt.ids, draft.asked)) is None:
+            return None
+        (ended, known), (prefix, _) = found, self._prefixes.get(prompt.ids[: prompt.shared])
+        if self._work.shares:
+            self._shared = prefix
+        draft.unread.extend(prompt.ids[known:])
+        draft.cached_tokens = known
+        none = torch.zeros(model.config.vocab_size, dtype=model.dtype, device=self._prefixes.device)
+        return _Read(ended.row(prefix, self._shared.length, known), none, known)
 
     def _places(self, rows: Sequence[int], last: bool) -> dict[int, int]:
         """Return where these rows are, after letting go of what none of them needs."""

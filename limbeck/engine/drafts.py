@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,11 +20,17 @@ _NUCLEUS = 256
 
 @dataclass
 class Draft:
-    """One request on its way: its prompt, the tokens written so far and the draws that choose them."""
+    """One request on its way: its prompt, the tokens written so far and the draws that choose them.
+
+    The first `asked` tokens of the prompt ask, the others begin the answer; `unread` are those that are still to be
+    read, one a step.
+    """
 
     request: GenerateRequest
     prompt: Prompt
     max_tokens: int
+    asked: int = 0
+    unread: deque[int] = field(default_factory=deque[int])
     written: list[int] = field(default_factory=list[int])
     cached_tokens: int = 0
     _draws: list[float] = field(default_factory=list[float])
@@ -58,8 +65,14 @@ class Draft:
 def advance(
     chat: Chat, drafts: Sequence[Draft], rows: Sequence[int], logits: Tensor, deliver: Callable[[int, Generation], None]
 ) -> dict[int, int]:
-    """Give each of these rows its next token; deliver those that end, return {row: token} of the others."""
-    staying: dict[int, int] = {}
+    """Give each of these rows its next token; deliver those that end, return {row: token} of the others.
+
+    `logits` [rows, vocabulary] choose it, but for rows whose prompt has unread tokens.
+    """
+    staying = {i: drafts[i].unread.popleft() for i in rows if drafts[i].unread}
+    if staying:
+        writing = [k for k, i in enumerate(rows) if i not in staying]
+        rows, logits = [rows[k] for k in writing], logits[writing]
     for i, token in zip(rows, choose([drafts[i] for i in rows], logits), strict=True):
         drafts[i].written.append(token)
         if (result := drafts[i].result(chat)) is not None:

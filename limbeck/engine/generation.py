@@ -38,7 +38,8 @@ def generate_batch(
         shared, batch = line.next_batch()
         most = max(_own(draft, shared) for draft in batch)
         work = Work(max(1, min(limits.rows, limits.tokens // most)), limits.pack_tokens, bool(shared))
-        write(prefixes, chat, batch, work, deliver, partial(line.joining, shared, most))
+        room = max(most, limits.tokens // work.places)
+        write(prefixes, chat, batch, work, deliver, partial(line.joining, shared, room))
 
 
 class _Line:

@@ -25,6 +25,8 @@ from limbeck.engine.chat import common_length
 
 # Below this, one more forward pass costs more than the reused tokens save.
 _WORTH_REUSING = 16
+# Tokens that a text which goes on may have unread: a field's header, with what is tokenized otherwise before it.
+_HEADER = 32
 # A full cache grows to half as many times its size, so that one token a step does not copy all every time.
 _GROWTH = 3
 
@@ -176,10 +178,26 @@ class Context:
             layer.keep(dim, index)
         self.length = int(index.numel()) if dim == 2 else self.length
 
+    @torch.inference_mode()
+    def row(self, place: int, length: int) -> KeyValues:
+        """Return a copy of the last `length` states of a row of a batch."""
+        layers, columns = cast("list[_GrowingLayer]", self._cache.layers), slice(self.length - length, self.length)
+        copies = ([x[place : place + 1, :, columns].clone() for x in (kept.keys, kept.values)] for kept in layers)
+        return KeyValues(tuple((keys, values) for keys, values in copies), length)
+
     def key_values(self) -> KeyValues:
         """Return the keys and values so far."""
         layers = cast("list[_GrowingLayer]", self._cache.layers)
         return KeyValues(tuple((cast(Tensor, x.keys), cast(Tensor, x.values)) for x in layers), self.length)
+
+
+def joined(row: Row) -> KeyValues:
+    """Return a row's keys and values end to end."""
+    layers = range(len(row[0][0].layers))
+    length = row_length(row)
+    return KeyValues(
+        tuple((_gathered([row], k, 0, length, 0), _gathered([row], k, 1, length, 0)) for k in layers), length
+    )
 
 
 def row_length(row: Row) -> int:
@@ -231,17 +249,68 @@ def _gathered(rows: Sequence[Row], layer: int, which: int, longest: int, room: i
     return out
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A text that has ended: the tokens read for it, and the states of those from `start` on."""
+
+    ids: tuple[int, ...]
+    start: int
+    states: KeyValues
+
+    def row(self, prefix: KeyValues, start: int, stop: int) -> Row:
+        """Return the states of the tokens from `start` to `stop`, those before its own from the prompt's prefix."""
+        device = self.states.layers[0][0].device
+        before = torch.arange(start, max(start, self.start), device=device)
+        columns = torch.arange(max(0, start - self.start), stop - self.start, device=device)
+        return ((prefix, before), (self.states, columns)) if len(before) else ((self.states, columns),)
+
+
+class EndedTexts:
+    """Texts that ended last, at most `capacity` tokens: a call for the next field of the same answer goes on there."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: list[tuple[tuple[int, ...], Ended]] = []
+
+    def keep(self, asked: tuple[int, ...], text: Ended) -> None:
+        """Keep a text that answers the prompt `asked`; the oldest leave."""
+        self._entries.append((asked, text))
+        while self._entries and sum(one.states.length for _, one in self._entries) > self._capacity:
+            self._entries.pop(0)
+
+    def find(self, ids: tuple[int, ...], asked: int) -> tuple[Ended, int] | None:
+        """Return the text with which an answer begins, and how many of its tokens they share.
+
+        `ids` are the prompt's `asked` tokens and the answer so far; one of them at least stays to be read. None where
+        more than a header would be left.
+        """
+        best, most = None, max(asked, len(ids) - 1 - _HEADER)
+        for prompt, text in self._entries:
+            if prompt == ids[:asked] and (length := min(common_length(text.ids, ids), len(ids) - 1)) > most:
+                best, most = text, length
+        return (best, most) if best else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+
 @dataclass
 class PrefixCache:
     """Keys and values of the prompts seen last, at most `capacity` tokens of them, the oldest leave first.
 
-    A new prompt that begins like a kept one is computed from where they part.
+    A new prompt that begins like a kept one is computed from where they part. `ended` holds half as many tokens of
+    texts that ended.
     """
 
     model: Any
     device: torch.device
     capacity: int
     _entries: OrderedDict[tuple[int, ...], KeyValues] = field(default_factory=OrderedDict[tuple[int, ...], KeyValues])
+    ended: EndedTexts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ended = EndedTexts(self.capacity // 2)
 
     def get(self, ids: tuple[int, ...]) -> tuple[KeyValues, int]:
         """Return the prefix's keys and values, and how many of its tokens were kept from earlier."""
@@ -266,6 +335,7 @@ class PrefixCache:
     def clear(self) -> None:
         """Forget everything, as after a change of the weights."""
         self._entries.clear()
+        self.ended.clear()
 
     @property
     def tokens(self) -> int:

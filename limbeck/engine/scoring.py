@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from limbeck.engine.batching import packs
 from limbeck.engine.chat import Chat, Prompt, common_length
-from limbeck.engine.prefix_cache import PrefixCache
+from limbeck.engine.prefix_cache import KeyValues, PrefixCache, joined
 from limbeck.engine.requests import ScoreRequest, Scores
 from limbeck.engine.tree import TokenForest, log_probabilities
 
@@ -71,11 +71,15 @@ class Trie:
 
 @dataclass
 class Query:
-    """One closed set on its way: the prompt up to where candidates part, and the search's state."""
+    """One closed set on its way: the prompt up to where candidates part, and the search's state.
+
+    The first `asked` tokens of the prompt ask, the others begin the answer.
+    """
 
     prompt: Prompt
     trie: Trie
     n_candidates: int
+    asked: int
     cached_tokens: int = 0
     logprob: dict[int, float] = field(default_factory=dict[int, float])
     place: dict[int, int] = field(default_factory=dict[int, int])
@@ -122,7 +126,7 @@ class Query:
 def make_query(request: ScoreRequest, prompt: Prompt, trie: tuple[tuple[int, ...], Trie]) -> Query:
     """Return the search for one request; `trie` is what `make_trie` made of its candidates."""
     opening, tree = trie
-    return Query(Prompt(prompt.ids + opening, prompt.shared), tree, len(request.candidates))
+    return Query(Prompt(prompt.ids + opening, prompt.shared), tree, len(request.candidates), len(prompt.ids))
 
 
 def make_trie(
@@ -164,21 +168,47 @@ def score_batch(
     pack_tokens: int,
     deliver: Callable[[int, Scores], None],
 ) -> None:
-    """Score all queries, packed behind their shared prompts; `deliver(index, scores)` as each one ends."""
-    shared = [query.prompt.ids[: query.prompt.shared] for query in queries]
-    sizes = [len(q.prompt.ids) - q.prompt.shared + min(len(q.trie.inner), WHOLE_NODES) for q in queries]
+    """Score all queries, packed behind their shared prompts; `deliver(index, scores)` as each one ends.
+
+    One whose answer goes on from a text that was just written is read behind that text.
+    """
+    known = {i: states for i, query in enumerate(queries) if (states := _written(prefixes, query)) is not None}
+    for i, states in known.items():
+        queries[i].cached_tokens = states.length
+        _score_pack(prefixes, states, {i: queries[i]}, deliver)
+    rest = [i for i in range(len(queries)) if i not in known]
+    shared = [queries[i].prompt.ids[: queries[i].prompt.shared] for i in rest]
+    sizes = [_size(queries[i], queries[i].prompt.shared) for i in rest]
     for pack in packs(shared, sizes, pack_tokens):
         prefix, reused = prefixes.get(shared[pack[0]])
-        for k, i in enumerate(pack):
-            queries[i].cached_tokens = reused if k == 0 else prefix.length
-        forest = TokenForest(prefixes.model, prefix, prefixes.device, room=sum(sizes[i] for i in pack))
-        _score_pack(forest, {i: queries[i] for i in pack}, deliver)
+        for k in pack:
+            queries[rest[k]].cached_tokens = reused if k == pack[0] else prefix.length
+        _score_pack(prefixes, prefix, {rest[k]: queries[rest[k]] for k in pack}, deliver)
 
 
-def _score_pack(forest: TokenForest, queries: dict[int, Query], deliver: Callable[[int, Scores], None]) -> None:
+def _written(prefixes: PrefixCache, query: Query) -> KeyValues | None:
+    """Return the states of the text from which a query's answer goes on, None where there is none."""
+    ids, shared = query.prompt.ids, query.prompt.shared
+    if query.asked == len(ids) or (found := prefixes.ended.find(ids, query.asked)) is None:
+        return None
+    ended, known = found
+    return joined(ended.row(prefixes.get(ids[:shared])[0], 0, known))
+
+
+def _size(query: Query, known: int) -> int:
+    """Return how many tokens a query's first pass reads behind `known` ones."""
+    return len(query.prompt.ids) - known + min(len(query.trie.inner), WHOLE_NODES)
+
+
+def _score_pack(
+    prefixes: PrefixCache, known: KeyValues, queries: dict[int, Query], deliver: Callable[[int, Scores], None]
+) -> None:
+    """Score queries whose prompts all begin with the known tokens."""
+    room = sum(_size(query, known.length) for query in queries.values())
+    forest = TokenForest(prefixes.model, known, prefixes.device, room=room)
     opened: list[tuple[Query, int]] = []
     for query in queries.values():
-        query.place[0] = forest.append(query.prompt.ids[query.prompt.shared :])
+        query.place[0] = forest.append(query.prompt.ids[known.length :])
         query.logprob[0] = 0.0
         opened.append((query, 0))
         if len(query.trie.inner) <= WHOLE_NODES:

@@ -103,7 +103,8 @@ class TorchEngine(LanguageEngine[Job]):
         prompt = self._prompt(request.messages, request.assistant_prefix)
         self._check_length(len(prompt.ids) + 1)
         room = self.context_tokens - len(prompt.ids)
-        return Draft(request, prompt, max(1, min(request.max_tokens, room)))
+        asked = len(prompt.ids) - len(self.chat.ids(request.assistant_prefix))
+        return Draft(request, prompt, max(1, min(request.max_tokens, room)), asked)
 
     def _query(self, request: ScoreRequest) -> Query:
         if not request.candidates:

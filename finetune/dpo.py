@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
-from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, context_tokens, train
+from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, base_in, base_of, context_tokens, train
 from limbeck.finetune.objectives import Preference
-from limbeck.finetune.rows import RenderedRow, TrainRow, tokenize_rows
+from limbeck.finetune.rows import RenderedRow, TrainRow, check_lengths, tokenize_rows
 from limbeck.finetune.step import read_rows, summed_logprobs
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def preference_rows(loaded: LoadedModel, rendered: Iterable[RenderedRow]) -> Pre
 
 def with_reference(student: LoadedModel, rows: Sequence[TrainRow], *, pack_tokens: int = 2048) -> list[TrainRow]:
     """Return the rows with the student's own log-probabilities of their branches, in nats, as the reference."""
-    model: Any = cast(Any, student.model)
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    found = on_compute_thread(read_rows, base, rows, summed_logprobs, pack_tokens=pack_tokens)
+    found = on_compute_thread(read_rows, base_of(student.model), rows, summed_logprobs, pack_tokens=pack_tokens)
     return [replace(row, reference=reference) for row, reference in zip(rows, found, strict=True)]
 
 
@@ -74,5 +72,8 @@ def prefer(
 
     Raises what `train` does.
     """
-    known = with_reference(student, rows, pack_tokens=config.pack_tokens)
-    return train(student, known, config, objective=objective, progress=progress)
+    check_lengths(rows, context_tokens(student))
+    # The reference is read in the dtype that is trained in: else rounding would be taken for a preference.
+    with base_in(student.model, config.dtype):
+        known = with_reference(student, rows, pack_tokens=config.pack_tokens)
+        return train(student, known, config, objective=objective, progress=progress)

@@ -14,7 +14,16 @@ from limbeck.engine.batching import batches_by_length
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.encoder import EncoderClassifier, untrained
 from limbeck.errors import InputError
-from limbeck.finetune.loop import Progress, Run, TrainConfig, TrainResult, attach_lora, detach_lora, take_steps
+from limbeck.finetune.loop import (
+    Progress,
+    Run,
+    TrainConfig,
+    TrainResult,
+    attach_lora,
+    detach_lora,
+    has_adapter,
+    take_steps,
+)
 from limbeck.finetune.step import StepLoss
 
 if TYPE_CHECKING:
@@ -69,15 +78,18 @@ def train_encoder(
 
     `loaded` is a bare encoder (`limbeck.engine.loading.load_encoder`). The result's `loaded.model` is an
     `EncoderClassifier`; of `config`, `normalize`, `loss_per`, `share_prefix` and `dtype` mean nothing here. Whatever
-    interrupts training leaves the encoder without LoRA layers. Raises `InputError` for no rows and for rows without
-    tokens, without a positive weight or whose masses are not a distribution over the labels.
+    interrupts training leaves the encoder without new LoRA layers. Raises `InputError` for no rows, for rows without
+    tokens, without a positive weight or whose masses are not a distribution over the labels, and for an encoder that
+    carries another training's layers.
     """
     _check(rows, labels)
-    run = on_compute_thread(_start, loaded, rows, labels, config, head_only)
+    fresh = not has_adapter(loaded.model)
     try:
+        run = on_compute_thread(_start, loaded, rows, labels, config, head_only)
         return take_steps(run, evaluate, eval_every, progress)
     except BaseException:
-        detach_lora(run.model.encoder)
+        if fresh:
+            detach_lora(loaded.model)
         raise
 
 

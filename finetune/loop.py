@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from limbeck.engine.cascade import supports_sharing
 from limbeck.engine.compute import on_compute_thread
+from limbeck.engine.encoder import EncoderClassifier
 from limbeck.engine.loading import quiet
 from limbeck.engine.seq2seq import is_seq2seq, seq2seq_context
 from limbeck.errors import InputError
@@ -38,7 +40,8 @@ class TrainConfig:
     `loss_per` name the objective: ("vocabulary", "row") sums a row's token losses, right for labels and
     distributions over them; ("vocabulary", "token") averages over tokens, right for long outputs;
     ("labels", "row") is a softmax over the row's candidates. `dtype` converts the frozen base ("float32",
-    "bfloat16"); "auto" keeps it as loaded. LoRA weights and optimizer are fp32 always.
+    "bfloat16"), what it was is held in main memory until training has ended well; "auto" keeps it as loaded.
+    LoRA weights and optimizer are fp32 always.
     """
 
     lr: float = 5e-4
@@ -131,21 +134,45 @@ class TrainResult:
         return path
 
     def unload(self) -> None:
-        """Take the LoRA layers out again and leave the base model as it was before training."""
-        detach_lora(self.loaded.model)
+        """Take the LoRA layers out again: the base model is as before training, in the dtype it was trained in."""
+        model: Any = self.loaded.model
+        detach_lora(model.encoder if isinstance(model, EncoderClassifier) else model)
+
+
+def base_of(model: Any) -> Any:
+    """Return the model that PEFT wraps, its layers inside; any other model is its own base."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_adapter(model: Any) -> bool:
+    """Return whether a model is PEFT's; raise InputError for the base of another one, which carries its layers."""
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model, peft.PeftModel):
+        return True
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise InputError(
+            "the model carries the LoRA layers of an earlier training",
+            valid="the model of that training's result, or a base without layers",
+            hint="go on with result.loaded, or call result.unload() first",
+        )
+    return False
 
 
 def attach_lora(model: Any, config: TrainConfig, *, task: str = "", exclude: str | None = None) -> Any:
     """Return the model with fresh, seeded LoRA layers in fp32; one that has an adapter goes on with it.
 
     `task` is PEFT's name of what the model does ("": it writes); modules whose name matches the expression `exclude`
-    get no layers.
+    get no layers. Raises `InputError` for a base that carries another training's layers.
     """
     import peft
 
-    if isinstance(model, peft.PeftModel):
+    if has_adapter(model):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
         return model
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     lora = peft.LoraConfig(
@@ -162,8 +189,38 @@ def attach_lora(model: Any, config: TrainConfig, *, task: str = "", exclude: str
 
 
 def detach_lora(model: Any) -> Any:
-    """Return the base model of a PEFT model, its LoRA layers taken out in place."""
-    return model.unload() if hasattr(model, "peft_config") and hasattr(model, "unload") else model
+    """Return the base model, LoRA layers taken out in place; `model` is PEFT's or the base that carries them."""
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model, peft.PeftModel):
+        return model.unload()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            model.set_submodule(name, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
+    return model
+
+
+@contextmanager
+def base_in(model: Any, dtype: str) -> Generator[None]:
+    """Convert all weights but those of LoRA ("auto": none), to stay so; an exception brings them back as they were."""
+    before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    try:
+        if dtype != "auto":
+            on_compute_thread(_convert, model, getattr(torch, dtype), before)
+        yield
+    except BaseException:
+        for parameter, data in before:
+            parameter.data = data.to(parameter.device)
+        raise
+
+
+def _convert(model: Any, dtype: torch.dtype, before: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name and parameter.is_floating_point() and parameter.dtype != dtype:
+            before.append((parameter, parameter.data.cpu()))
+            parameter.data = parameter.data.to(dtype)
 
 
 def batches(rows: int, config: TrainConfig) -> Iterator[list[int]]:
@@ -265,16 +322,14 @@ class Run(Generic[Row]):
         self.tokens += done.tokens
 
 
-def _start(
-    loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, objective: Objective | None
-) -> Run[TrainRow]:
+def _start(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, objective: Objective) -> Run[TrainRow]:
     """Return a run on a language model with LoRA layers."""
     model: Any = attach_lora(loaded.model, config)
     model.eval()  # no dropout: the shared prefix has one forward pass for all rows
     accumulate = partial(
         accumulate_gradients,
-        model.get_base_model(),
-        objective=objective or find_objective(config.normalize, config.loss_per),
+        base_of(model),
+        objective=objective,
         pack_tokens=config.pack_tokens,
         share_prefix=config.share_prefix,
     )
@@ -297,23 +352,23 @@ def train(
     `objective` stands for the one that the configuration names, `refresh` makes every step's rows anew.
 
     `evaluate(step, student)` is called every `eval_every` steps (default: once an epoch) and after the last
-    one; the checkpoint of its highest value is kept, the later one of equals. Without it the last weights
-    are. The same seed gives the same weights on the same machine. Whatever interrupts training, Ctrl-C
+    one; the checkpoint of its highest finite value is kept, the later one of equals. Without one the last
+    weights are. The same seed gives the same weights on the same machine. Whatever interrupts training, Ctrl-C
     included, leaves the base model without LoRA layers and as it was. Raises `InputError` for no rows, rows
-    longer than the context and models whose attention is not plain.
+    longer than the context, models whose attention is not plain and a base that carries another training's layers.
     """
     _check(loaded, rows, config)
-    if config.dtype != "auto":
-        cast(Any, loaded.model).to(getattr(torch, config.dtype))
-    fresh = not hasattr(loaded.model, "peft_config")
+    objective = objective or find_objective(config.normalize, config.loss_per)
+    fresh = not has_adapter(loaded.model)
     if loaded.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loaded.device)
-    run = on_compute_thread(_start, loaded, rows, config, objective)
     try:
-        return take_steps(run, evaluate, eval_every, progress, refresh)
+        with base_in(loaded.model, config.dtype):
+            run = on_compute_thread(_start, loaded, rows, config, objective)
+            return take_steps(run, evaluate, eval_every, progress, refresh)
     except BaseException:
         if fresh:
-            detach_lora(run.model)
+            detach_lora(loaded.model)
         raise
 
 
@@ -327,7 +382,7 @@ def take_steps(
     """Take all steps of a run and return the student; the arguments are those of `train`."""
     eval_every = eval_every or max(1, len(run.rows) // run.config.batch_size)
     config, started, evaluating = run.config, time.perf_counter(), 0.0
-    best, best_step, scores = None, run.total, list[tuple[int, float]]()
+    best, best_step, best_score, scores = None, run.total, -math.inf, list[tuple[int, float]]()
     size = min(config.batch_size, len(run.rows))
     for step, batch in zip(range(1, run.total + 1), batches(len(run.rows), config), strict=False):
         given: Sequence[Row] = [run.rows[i] for i in batch]
@@ -341,10 +396,11 @@ def take_steps(
             progress(Progress(step, run.total, loss, speed, step * size / seconds, left))
         if evaluate is not None and (step % eval_every == 0 or step == run.total):
             before = time.perf_counter()
-            scores.append((step, evaluate(step, run.loaded)))
+            score = evaluate(step, run.loaded)
+            scores.append((step, score))
             evaluating += time.perf_counter() - before
-            if scores[-1][1] >= max(score for _, score in scores):
-                best, best_step = on_compute_thread(_snapshot, run.model), step
+            if math.isfinite(score) and score >= best_score:
+                best, best_step, best_score = on_compute_thread(_snapshot, run.model), step, score
     if best is not None:
         on_compute_thread(_restore, run.model, best)
     digest = on_compute_thread(adapter_hash, run.model)

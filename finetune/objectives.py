@@ -26,8 +26,8 @@ class Branches:
 
     `logprobs` [n] are summed over a branch's scored tokens, `lengths` [n] count them, `masses` [n] are the row's
     targets and `reference` [n] another model's log-probabilities (NaN where the row has none). `logits` [p, V] are
-    those of the whole pass and `parents` [k] the rows of it that predict the scored tokens; `teacher` [k, V] are
-    another model's log-probabilities there, None where the row has none.
+    those of the whole pass and `parents` [k] the rows of it that predict the scored tokens; `teacher` [k, W] are
+    another model's log-probabilities there, over the first W tokens, None where the row has none.
     """
 
     logprobs: torch.Tensor
@@ -41,7 +41,14 @@ class Branches:
     @property
     def vocabulary(self) -> torch.Tensor:
         """The model's log-probabilities [k, V] over the whole vocabulary at every scored token."""
-        logits = self.logits[self.parents]
+        return self.over(self.logits.shape[-1])
+
+    def over(self, tokens: int) -> torch.Tensor:
+        """Return the log-probabilities [k, tokens] over the first tokens of the vocabulary alone.
+
+        Models of one tokenizer may have logits of different width: those beyond it are padding.
+        """
+        logits = self.logits[self.parents, :tokens]
         return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
@@ -105,6 +112,8 @@ class Preference:
 class Divergence:
     """Mean divergence a token between a teacher's distribution P and the student's Q (Agarwal et al. 2023).
 
+    A token weighs as much as its branch's mass. Q is taken over as many tokens as P is.
+
     `beta` 0 is the forward KL(P || Q), 1 the reverse KL(Q || P), between them beta KL(P || M) + (1 - beta) KL(Q || M)
     with the mixture M = beta P + (1 - beta) Q.
     """
@@ -119,8 +128,12 @@ class Divergence:
         """Return the row's loss in nats a token; rows need a teacher's distributions."""
         if row.teacher is None:
             raise InputError("a row without a teacher's distributions", valid="rows scored by the teacher first")
-        student = row.vocabulary
-        teacher = row.teacher.to(student.dtype)
+        student = row.over(row.teacher.shape[-1])
+        weights = row.masses.to(student).repeat_interleave(row.lengths)
+        return weights @ self._apart(row.teacher.to(student), student) / weights.sum()
+
+    def _apart(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """Return the divergence [k] at every token."""
         if self.beta == 0:
             return _kl(teacher, student)
         if self.beta == 1:
@@ -131,8 +144,8 @@ class Divergence:
 
 
 def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return the mean over tokens of KL(P || Q) of log-probabilities [k, V]."""
-    return (p.exp() * (p - q)).sum(-1).mean()
+    """Return KL(P || Q) [k] of log-probabilities [k, V]."""
+    return (p.exp() * (p - q)).sum(-1)
 
 
 OBJECTIVES: Mapping[tuple[str, str], Objective] = MappingProxyType(

@@ -17,23 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from limbeck.engine.chat import common_length
 from limbeck.finetune.rows import TrainRow
 
 # A further prefix pass costs about as much as this many tokens in a pass that runs anyway.
 _PASS_OVERHEAD = 32
 # The product over the vocabulary in the backward pass loses two digits in fp32 on CPUs with fewer rows.
 _LEAST_POSITIONS = 4
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many leading tokens `a` and `b` share.
-
-    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
-    2
-    """
-    n = min(len(a), len(b))
-    different = np.nonzero(np.asarray(a[:n]) != np.asarray(b[:n]))[0]
-    return int(different[0]) if len(different) else n
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ def group_rows(rows: Sequence[TrainRow]) -> list[Group]:
     for a second prefix pass.
     """
     ordered = sorted(rows, key=lambda row: row.prompt)
-    shared = [common_prefix(a.prompt, b.prompt) for a, b in pairwise(ordered)]
+    shared = [common_length(a.prompt, b.prompt) for a, b in pairwise(ordered)]
 
     def prefix(start: int, stop: int) -> int:
         shortest = min(len(row.prompt) for row in ordered[start:stop])

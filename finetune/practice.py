@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from limbeck.engine.torch_engine import TorchEngine
+from limbeck.engine.seq2seq import engine_of
 from limbeck.environments.protocol import Environment
 from limbeck.environments.rollouts import Student, Trajectory, effective_actions, play, trajectory_records
 from limbeck.errors import InputError
 from limbeck.finetune.credit import CreditConfig, advantage_rows, assign_credit, least_return
 from limbeck.finetune.rounds import Gathered
 from limbeck.finetune.rows import tokenize_rows
-from limbeck.records import Record
+from limbeck.records import Record, stable_hash
 
 if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Play:
     """What a round plays: `episodes` of the training seeds, drawn anew, `attempts` times each, at a temperature.
 
-    A held-out seed is played greedily and scored by its undiscounted return. Training seeds that begin as a held-out
-    one does are left out, for equal states are equal rows. `memory` is how many earlier rounds' trajectories stay in
+    A held-out seed is played greedily and scored by its undiscounted return. `aside` are further seeds that are never
+    trained on: those of a later test. Training seeds that begin as a held-out one or one of these does are left out,
+    for equal states are equal rows. `memory` is how many earlier rounds' trajectories stay in
     the log that values come from. Train with `normalize="labels"`: the loss is then over the legal actions, as the
     policy is.
 
@@ -36,6 +37,7 @@ class Play:
     train_seeds: Sequence[int]
     held_out: Sequence[int]
     instructions: str = ""
+    aside: Sequence[int] = ()
     episodes: int = 64
     attempts: int = 4
     temperature: float = 1.0
@@ -50,17 +52,19 @@ class Play:
             raise InputError(
                 f"episodes={self.episodes}, memory={self.memory}", valid="episodes 1 or more, memory 0 or more"
             )
-        both = set(self.train_seeds) & set(self.held_out)
+        unseen = {*self.held_out, *self.aside}
+        both = unseen & set(self.train_seeds)
         if both:
             raise InputError(
                 f"seed {min(both)} is both trained on and held out", valid="two sets of seeds without overlap"
             )
-        self._begun = {self.make().reset(seed).text for seed in self.held_out}
+        self._begun = {self.make().reset(seed).text for seed in unseen}
 
     def gather(self, number: int, student: LoadedModel) -> Gathered:
         """Play a round, credit it and return the advantage-weighted rows."""
         seeds = self._draw_seeds(number)
-        played = self._play(student, seeds, self.temperature, self.attempts, run=self.seed + number)
+        run = int(stable_hash([self.seed, number])[:7], 16)  # a sum would be another seed's other round
+        played = self._play(student, seeds, self.temperature, self.attempts, run=run)
         self.trajectories.append(played)
         self.records += trajectory_records(played, student=student.name)
         world = self.make()
@@ -93,7 +97,7 @@ class Play:
     def _play(
         self, student: LoadedModel, seeds: Sequence[int], temperature: float, attempts: int, run: int
     ) -> list[Trajectory]:
-        engine = TorchEngine(student)
+        engine = engine_of(student)
         try:
             policy = Student(engine, self.instructions)
             return play(self.make, policy, seeds, attempts=attempts, temperature=temperature, run=run)

@@ -19,7 +19,7 @@ import torch
 from limbeck.engine.chat import Chat
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
-from limbeck.finetune.loop import context_tokens
+from limbeck.finetune.loop import base_of, context_tokens
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import read_rows
 from limbeck.steps import RIGHT, WRONG
@@ -100,19 +100,37 @@ def process_rows(
     """Return one row a solution of which a step is labelled, up to and including the first error.
 
     `neutral` is the probability of being right that a neutral rating stands for, None to pass it over; `soft` labels
-    stand before ratings.
+    stand before ratings. `readable_rows` leaves out those longer than a model's context.
     """
     found = ((one, one.targets(neutral=neutral, soft=soft)) for one in solutions)
     return [encoder.row(one.problem, one.steps, targets) for one, targets in found if targets]
 
 
 def outcome_rows(encoder: StepEncoder, solutions: Iterable[Solution]) -> list[TrainRow]:
-    """Return one row a solution whose answer is known to be right or wrong: a verdict after its last step."""
+    """Return one row a solution whose answer is known to be right or wrong: a verdict after its last step.
+
+    `readable_rows` leaves out those longer than a model's context.
+    """
     return [
         encoder.row(one.problem, one.steps, [(len(one.steps) - 1, float(one.right))])
         for one in solutions
         if one.right is not None
     ]
+
+
+@dataclass(frozen=True)
+class ReadableRows:
+    """Rows that a model can read, and how many are longer than its context."""
+
+    rows: tuple[TrainRow, ...]
+    too_long: int
+
+
+def readable_rows(loaded: LoadedModel, rows: Sequence[TrainRow]) -> ReadableRows:
+    """Return the rows of verdicts without those longer than the model's context, which are counted."""
+    limit = context_tokens(loaded)
+    found = tuple(row for row in rows if row.length <= limit)
+    return ReadableRows(found, len(rows) - len(found))
 
 
 def solution_score(probabilities: Sequence[float], reduce: Reduce = "product") -> float:
@@ -164,9 +182,7 @@ class RewardModel:
             return []
         rows = [self._row(problem, steps, every) for problem, steps in asked]
         check_lengths(rows, context_tokens(self.loaded))
-        model: Any = self.loaded.model
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
-        return on_compute_thread(read_rows, base, rows, _positives)
+        return on_compute_thread(read_rows, base_of(self.loaded.model), rows, _positives)
 
 
 def _positives(row: Branches) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from limbeck.stats import Estimate
 
-RoundStop = Literal["all rounds", "no gain", "nothing to learn", "collapse of diversity", "collapse of score"]
+RoundStop = Literal["all rounds", "no gain", "nothing to learn", "collapse of diversity", "collapse of score", "failed"]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.engine.compute import on_compute_thread
-from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, detach_lora, train
+from limbeck.errors import BudgetExceeded, InputError
+from limbeck.finetune.loop import TrainConfig, attach_lora, detach_lora, has_adapter, train
 from limbeck.finetune.round_report import Round, RoundReport, RoundStop
 from limbeck.finetune.rows import TrainRow
-from limbeck.stats import mean_ci, mean_gap
+from limbeck.stats import Estimate, mean_ci, mean_gap
 
 if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
@@ -88,16 +88,16 @@ def run_rounds(
 ) -> RoundsResult:
     """Improve a student in rounds; `loaded.model` carries the best round's LoRA layers afterwards.
 
-    A student that has LoRA layers already goes on with them. `progress` gets every measured round. An exception, Ctrl-C
-    included, leaves the student as it was given. Raises InputError for fewer than two held-out rows.
+    A student that has LoRA layers already goes on with them. `progress` gets every measured round. An exception in a
+    round ends the rounds and is the report's reason; Ctrl-C and BudgetExceeded are raised, and `loaded.model` carries
+    the best weights then too. Raises InputError for fewer than two held-out rows and for a base that carries another
+    training's layers.
     """
     run = _Run(loaded, practice, training, config or RoundsConfig(), progress)
     try:
         stop, reason = run.all()
-    except BaseException:
-        run.put(run.given, loaded.fingerprint)
-        raise
-    run.put(run.best, run.best_fingerprint)
+    finally:
+        run.put(run.best, run.best_fingerprint)
     return RoundsResult(run.student, RoundReport(tuple(run.rounds), run.best_round, stop, reason))
 
 
@@ -108,7 +108,7 @@ def adapter_weights(model: Any) -> Weights | None:
     """Return a copy of the LoRA layers' weights, None for a model without any."""
     import peft
 
-    if not isinstance(model, peft.PeftModel):
+    if not has_adapter(model):
         return None
     found = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: weight.detach().clone() for name, weight in found.items()}
@@ -137,6 +137,8 @@ class _Run:
         self.given: Weights | None = on_compute_thread(adapter_weights, loaded.model)
         self.best, self.best_fingerprint, self.best_round = self.given, loaded.fingerprint, 0
         self.scores: Sequence[float] = ()
+        self.low, self.high = 0.0, 1.0
+        self.first, self.without = 0.0, 0
         self.rounds: list[Round] = []
 
     def all(self) -> tuple[RoundStop, str]:
@@ -144,22 +146,17 @@ class _Run:
         self.scores = self.practice.measure(self.student)
         if len(self.scores) < 2:
             raise InputError(f"{len(self.scores)} held-out rows", valid="2 or more, to tell a gain from chance")
-        self._add(Round(0, mean_ci(self.scores)))
-        first, without = 0.0, 0
+        self._add(Round(0, self._interval(self.scores)))
         for number in range(1, self.config.most + 1):
-            gathered = self.practice.gather(number, self.student)
-            first = first if number > 1 else gathered.diversity
-            if gathered.diversity < self.config.diversity_share * first:
-                share = f"{self.config.diversity_share:g} of the first round's {first:.3f}"
-                return "collapse of diversity", f"round {number}: {gathered.diversity:.3f} is below {share}"
-            if not gathered.rows:
-                return "nothing to learn", f"round {number} gathered no row"
-            done = self._round(number, gathered)
-            if done.gain < -done.error:
-                return "collapse of score", f"round {number}: {done.gain:+.3f}, standard error {done.error:.3f}"
-            without = 0 if self.best_round == number else without + 1
-            if without == self.config.patience:
-                return "no gain", f"round {number}: {done.gain:+.3f}, standard error {done.error:.3f}"
+            try:
+                ended = self._next(number)
+            except BudgetExceeded:
+                raise
+            except Exception as error:
+                # Hours of rounds are not lost with the one that failed.
+                return "failed", f"round {number}: {type(error).__name__}: {' '.join(str(error).split())}"
+            if ended is not None:
+                return ended
         return "all rounds", f"{self.config.most} rounds"
 
     def put(self, weights: Weights | None, fingerprint: str) -> None:
@@ -167,9 +164,29 @@ class _Run:
         if weights is None:
             detach_lora(self.student.model)
             self.student = self.loaded
-        else:
-            on_compute_thread(_load_weights, self.student.model, weights)
-            self.student = replace(self.student, fingerprint=fingerprint)
+            return
+        # A training that began anew and failed has left no layers.
+        model: Any = on_compute_thread(attach_lora, self.student.model, self.training)
+        on_compute_thread(_load_weights, model, weights)
+        model.eval().requires_grad_(False)
+        self.student = replace(self.student, model=model, fingerprint=fingerprint)
+
+    def _next(self, number: int) -> tuple[RoundStop, str] | None:
+        """Take one round; return why it is the last one, None where it is not."""
+        gathered = self.practice.gather(number, self.student)
+        self.first = self.first if number > 1 else gathered.diversity
+        if gathered.diversity < self.config.diversity_share * self.first:
+            share = f"{self.config.diversity_share:g} of the first round's {self.first:.3f}"
+            return "collapse of diversity", f"round {number}: {gathered.diversity:.3f} is below {share}"
+        if not gathered.rows:
+            return "nothing to learn", f"round {number} gathered no row"
+        done = self._round(number, gathered)
+        if done.gain < -done.error:
+            return "collapse of score", f"round {number}: {done.gain:+.3f}, standard error {done.error:.3f}"
+        self.without = 0 if self.best_round == number else self.without + 1
+        if self.without == self.config.patience:
+            return "no gain", f"round {number}: {done.gain:+.3f}, standard error {done.error:.3f}"
+        return None
 
     def _round(self, number: int, gathered: Gathered) -> Round:
         """Train and measure one round; the best so far is kept aside."""
@@ -184,9 +201,19 @@ class _Run:
                 self.student.fingerprint,
             )
             self.best_round, self.scores = number, scores
-        return self._add(
-            Round(number, mean_ci(scores), gain, error, gathered.diversity, len(gathered.rows), gathered.counts)
-        )
+        score = self._interval(scores)
+        return self._add(Round(number, score, gain, error, gathered.diversity, len(gathered.rows), gathered.counts))
+
+    def _interval(self, scores: Sequence[float]) -> Estimate:
+        """Return the mean with its 95% interval, on the scale of all scores seen where they lie beyond [0, 1].
+
+        Equal scores of 0 or 1 have an interval of their own only at an end of the scale: returns from -1 to 1 that are
+        all 0 are not at one.
+        """
+        self.low, self.high = min(self.low, *scores), max(self.high, *scores)
+        span = self.high - self.low
+        found = mean_ci([(score - self.low) / span for score in scores])
+        return Estimate(*(self.low + span * value for value in found))
 
     def _add(self, done: Round) -> Round:
         self.rounds.append(done)

@@ -23,8 +23,8 @@ class TrainRow:
 
     `given` says how many leading tokens of each branch are read and not scored (empty: none), so that one row can
     ask for a verdict after every step of a solution. `reference` are another model's log-probabilities of the branches,
-    `teacher` its distributions at every scored token: a tensor [tokens, V] of log-probabilities. Only some objectives
-    read them.
+    `teacher` its distributions at every scored token: a tensor [tokens, W] of log-probabilities of the first W tokens
+    of the vocabulary. Only some objectives read them.
 
     >>> TrainRow(prompt=(1, 2, 3), branches=(((7, 2), 0.9), ((8, 2), 0.1))).length
     5

@@ -7,14 +7,15 @@ student is trained on them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.engine.requests import GenerateRequest, Generation, Message
-from limbeck.engine.torch_engine import TorchEngine
-from limbeck.errors import InputError
+from limbeck.engine.seq2seq import engine_of
+from limbeck.errors import BudgetExceeded, InputError
 from limbeck.finetune.rounds import Gathered
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.records import SELF_RATED, Provenance, Record, stable_hash
@@ -42,11 +43,12 @@ Check = Callable[[Mapping[str, Any], str], float]
 class SelfTraining:
     """What a round draws, and what it keeps of it.
 
-    `check(inputs, answer)` is a verifier's or metric's score in [0, 1]; `threshold` and above is right. `diversity` is
-    taken over all answers of a round, such as `compile.distribution.distinct` with an order of n-grams that the answers
-    are long enough for. `samples` answers a problem are drawn at `temperature`, at most `most` right ones that differ
-    are trained on: without a bound easy problems crowd out hard ones. A held-out problem is answered greedily and
-    scored by `check`. `output` names the answer's field in records.
+    `check(inputs, answer)` is a verifier's or metric's score in [0, 1]; `threshold` and above is right. An answer that
+    it raises at, or scores NaN, has 0; BudgetExceeded passes. `diversity` is taken over all answers of a round, such as
+    `compile.distribution.distinct` with an order of n-grams that the answers are long enough for. `samples` answers a
+    problem are drawn at `temperature`, at most `most` right ones that differ are trained on: without a bound easy
+    problems crowd out hard ones. A held-out problem is answered greedily and scored by `check`. `output` names the
+    answer's field in records.
 
     `records` holds every answer drawn, level 5, those not kept with their reason.
     """
@@ -95,13 +97,23 @@ class SelfTraining:
     def measure(self, student: LoadedModel) -> list[float]:
         """Return the score of the greedy answer to every held-out problem."""
         answers = self._answer(student, self.held_out, 1, 0.0, 0)
-        return [self.check(problem.inputs, one.text) for problem, one in zip(self.held_out, answers, strict=True)]
+        return [self._score(problem, one.text) for problem, one in zip(self.held_out, answers, strict=True)]
+
+    def _score(self, problem: Problem, answer: str) -> float:
+        """Return the check's score; a check that fails has not found the answer right."""
+        try:
+            score = float(self.check(problem.inputs, answer))
+        except BudgetExceeded:
+            raise
+        except Exception:
+            return 0.0
+        return score if math.isfinite(score) else 0.0
 
     def _answer(
         self, student: LoadedModel, problems: Sequence[Problem], samples: int, temperature: float, number: int
     ) -> list[Generation]:
         """Return the answers, those to one problem together."""
-        engine = TorchEngine(student)
+        engine = engine_of(student)
         try:
             return engine.generate_many(
                 [
@@ -123,7 +135,7 @@ class SelfTraining:
         found: list[Record] = []
         kept: set[str] = set()
         for sample, one in enumerate(drawn):
-            score = self.check(problem.inputs, one.text)
+            score = self._score(problem, one.text)
             record = Record(
                 inputs=dict(problem.inputs),
                 outputs={self.output: one.text},
@@ -146,7 +158,7 @@ class SelfTraining:
         """Return why an answer is not trained on beside those kept before it, "" where it is."""
         if one.finish_reason != "stop":
             return UNFINISHED  # trained on, it would teach to end where it was cut
-        if not score >= self.threshold:
+        if score < self.threshold:
             return WRONG
         if one.text.strip() in kept:
             return DUPLICATE

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
+from limbeck.finetune.loop import base_of
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import read_rows
 
@@ -40,8 +41,9 @@ def ramp(step: int, total: int, most: float, share: float) -> float:
 def harden(student_NC: torch.Tensor, weak_NC: torch.Tensor) -> torch.Tensor:
     """Return the student's probabilities [N, C] as one class a row, [N], so that classes keep the weak means.
 
-    Two classes: the batch quantile of the second one's probability that leaves its weak mean above. More: each class's
-    probabilities are multiplied by a factor until the batch's class means are the weak ones, then the largest wins.
+    Two classes: the rows with the highest probability of the second one are of it, as many as its weak mean says, of
+    equals the first ones. More: each class's probabilities are multiplied by a factor until the batch's class means are
+    the weak ones, then the largest wins.
 
     >>> student = torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.2, 0.8], [0.1, 0.9]])
     >>> harden(student, torch.tensor([[0.5, 0.5]] * 4)).tolist()
@@ -50,8 +52,9 @@ def harden(student_NC: torch.Tensor, weak_NC: torch.Tensor) -> torch.Tensor:
     means = weak_NC.double().mean(0)
     student = student_NC.double()
     if student.shape[1] == 2:
-        threshold = torch.quantile(student[:, 1], 1 - means[1])
-        return (student[:, 1] > threshold).long()
+        count = round(float(means[1]) * len(student))
+        highest = torch.argsort(student[:, 1], descending=True, stable=True)[:count]
+        return torch.zeros(len(student), dtype=torch.long, device=student.device).index_fill(0, highest, 1)
     factors = torch.ones_like(means)
     for _ in range(_ROUNDS):
         scaled = student * factors
@@ -83,12 +86,17 @@ class Confidence:
             )
 
     def __call__(self, step: int, total: int, rows: Sequence[TrainRow], student: LoadedModel) -> Sequence[TrainRow]:
-        """Return the rows with the step's targets."""
+        """Return the rows with the step's targets; InputError where they have not all as many branches."""
+        sizes = {len(row.branches) for row in rows}
+        if len(sizes) > 1:
+            raise InputError(
+                f"rows of {min(sizes)} and of {max(sizes)} branches",
+                valid="one branch a class in every row, those without mass as well",
+            )
         weight = ramp(step, total, self.most, self.share)
         if not weight:
             return rows
-        model: Any = cast(Any, student.model).get_base_model()
-        found: list[torch.Tensor] = on_compute_thread(read_rows, model, rows, _probabilities)
+        found: list[torch.Tensor] = on_compute_thread(read_rows, base_of(student.model), rows, _probabilities)
         weak = torch.tensor([[mass for _, mass in row.branches] for row in rows])
         own = harden(torch.stack(found), weak).tolist()
         return [_mixed(row, weight, chosen) for row, chosen in zip(rows, own, strict=True)]

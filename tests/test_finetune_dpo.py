@@ -138,3 +138,8 @@ def test_a_student_of_the_rejected_answers_comes_to_prefer_the_chosen(fresh_tiny
     assert all(b > a + 1 for a, b in zip(before, after, strict=True))
     assert done.loaded.fingerprint != adapter
     assert done.loaded.model is student.model, "the adapter goes on, no second one is laid over it"
+
+
+def test_no_rows_are_refused(fresh_tiny: LoadedModel) -> None:
+    with pytest.raises(InputError, match="no training rows"):
+        prefer(fresh_tiny, [], SMALL, Preference())

@@ -218,6 +218,37 @@ def test_the_loop_does_not_import_dspy() -> None:
     assert done.stdout.split() == ["False", "True"]
 
 
+def test_a_bf16_base_under_an_adapter_leaves_its_weights_fp32(fresh_tiny: LoadedModel) -> None:
+    rows = make_rows(fresh_tiny)
+    first = train(fresh_tiny, rows, CONFIG)
+    still = train(first.loaded, rows, replace(CONFIG, max_steps=1, lr=0.0, dtype="bfloat16"))
+    assert still.adapter_hash == first.adapter_hash
+    dtypes = {("lora" in name, p.dtype) for name, p in still.loaded.model.named_parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_a_base_that_carries_layers_is_refused_and_keeps_them(fresh_tiny: LoadedModel) -> None:
+    rows = make_rows(fresh_tiny)
+    first = train(fresh_tiny, rows, CONFIG)
+    before = logits(first.loaded.model)
+    with pytest.raises(InputError, match="earlier training"):
+        train(fresh_tiny, rows, CONFIG)
+    assert torch.equal(logits(first.loaded.model), before)
+
+
+def test_a_start_that_fails_leaves_no_layers(fresh_tiny: LoadedModel) -> None:
+    before = logits(fresh_tiny.model)
+    with pytest.raises(ValueError, match="betas|learning rate"):
+        train(fresh_tiny, make_rows(fresh_tiny), replace(CONFIG, lr=-1.0, dtype="bfloat16"))
+    assert torch.equal(logits(fresh_tiny.model), before)
+
+
+def test_a_score_that_is_no_number_is_no_checkpoint(fresh_tiny: LoadedModel) -> None:
+    scores = {2: float("nan"), 4: 0.5, 6: 0.25}
+    rows = make_rows(fresh_tiny)
+    assert train(fresh_tiny, rows, CONFIG, evaluate=lambda step, _: scores[step], eval_every=2).best_step == 4
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from limbeck.finetune.packing import (
     build_tree,
     chunk_trees,
-    common_prefix,
     group_rows,
     pack_trees,
 )
@@ -19,13 +18,6 @@ CPU = torch.device("cpu")
 tokens = st.lists(st.integers(0, 3), min_size=1, max_size=8).map(tuple)
 branches = st.lists(st.tuples(tokens, st.floats(0, 1)), min_size=1, max_size=4).map(tuple)
 rows = st.builds(TrainRow, prompt=tokens, branches=branches)
-
-
-@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_common_prefix_is_the_longest(a: list[int], b: list[int]) -> None:
-    n = common_prefix(a, b)
-    assert a[:n] == b[:n]
-    assert n == min(len(a), len(b)) or a[n] != b[n]
 
 
 @given(st.lists(rows, min_size=1, max_size=8))

@@ -1,4 +1,4 @@
-"""The report of rounds: as JSON, as lines, as a drawing."""
+"""The report of rounds: as JSON and as lines."""
 
 from __future__ import annotations
 

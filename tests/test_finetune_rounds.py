@@ -11,7 +11,7 @@ import torch
 
 from limbeck.engine.chat import Chat
 from limbeck.engine.loading import LoadedModel
-from limbeck.errors import InputError
+from limbeck.errors import BudgetExceeded, InputError
 from limbeck.finetune.loop import TrainConfig, attach_lora, train
 from limbeck.finetune.round_report import Round
 from limbeck.finetune.rounds import Gathered, RoundsConfig, adapter_weights, run_rounds
@@ -142,16 +142,52 @@ def test_a_student_with_an_adapter_goes_on_with_it_and_gets_it_back(fresh_tiny: 
     assert done.loaded.fingerprint == given.fingerprint
 
 
-def test_an_interruption_leaves_the_student_as_it_was_given(fresh_tiny: LoadedModel) -> None:
-    class Interrupted(Script):
-        def gather(self, number: int, student: LoadedModel) -> Gathered:
-            if number == 2:
-                raise KeyboardInterrupt
-            return super().gather(number, student)
+@dataclass
+class Broken(Script):
+    """Its third measurement raises: that of the second round, after its training."""
 
-    with pytest.raises(KeyboardInterrupt):
-        run_rounds(fresh_tiny, Interrupted([BAD, GOOD]), TRAINING)
-    assert not any("lora" in name for name, _ in fresh_tiny.model.named_parameters())
+    error: BaseException = field(default_factory=KeyboardInterrupt)
+    student: Any = None
+
+    def measure(self, student: LoadedModel) -> Sequence[float]:
+        if len(self.seen) == 2:
+            self.student = student.model
+            raise self.error
+        return super().measure(student)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BudgetExceeded("spent")])
+def test_an_interruption_is_raised_and_leaves_the_best_weights(fresh_tiny: LoadedModel, error: BaseException) -> None:
+    script = Broken([BAD, GOOD], error=error)
+    with pytest.raises(type(error)):
+        run_rounds(fresh_tiny, script, TRAINING)
+    assert same(adapter_weights(script.student), script.seen[1])
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_exception_in_a_round_ends_the_rounds_with_the_best_weights(fresh_tiny: LoadedModel, restart: bool) -> None:
+    script = Broken([BAD, GOOD], error=ZeroDivisionError("no\nrows"))
+    done = run_rounds(fresh_tiny, script, TRAINING, RoundsConfig(restart=restart))
+    assert (done.report.stop, done.report.best, len(done.report.rounds)) == ("failed", 1, 2)
+    assert done.report.reason == "round 2: ZeroDivisionError: no rows"
+    assert same(adapter_weights(done.loaded.model), script.seen[1])
+
+
+def test_a_training_that_fails_from_the_start_leaves_the_best_weights(fresh_tiny: LoadedModel) -> None:
+    class Long(Script):
+        def gather(self, number: int, student: LoadedModel) -> Gathered:
+            rows = [TrainRow((5,) * 2000, (((6,), 1.0),))] if number == 2 else make_rows(student, "yes")
+            return Gathered(rows, 1.0)
+
+    script = Long([BAD, GOOD])
+    done = run_rounds(fresh_tiny, script, TRAINING, RoundsConfig(restart=True))
+    assert (done.report.stop, done.report.best) == ("failed", 1)
+    assert same(adapter_weights(done.loaded.model), script.seen[1])
+
+
+def test_returns_beyond_one_have_their_own_scale(fresh_tiny: LoadedModel) -> None:
+    done = run_rounds(fresh_tiny, Script([[-1.0, 1.0, -1.0, 1.0], [1.0] * 4]), TRAINING, RoundsConfig(most=1))
+    assert done.report.rounds[1].score.low < 0 < done.report.rounds[1].score.high == 1
 
 
 def test_weights_are_copies(fresh_tiny: LoadedModel) -> None:

@@ -59,6 +59,7 @@ class Draft:
             len(self.written),
             reason,
             self.cached_tokens,
+            tuple(self.written),
         )
 
 

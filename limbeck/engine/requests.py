@@ -33,7 +33,8 @@ class GenerateRequest:
 class Generation:
     """One written text without its prefix, stop string or end of turn; all counts are tokens.
 
-    `cached_tokens` of the `tokens_in` prompt tokens came from the prefix cache.
+    `cached_tokens` of the `tokens_in` prompt tokens came from the prefix cache. `ids` are the tokens drawn, the end of
+    the turn included; tokenizing `text` again may give others. Empty where an engine does not tell.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Generation:
     tokens_out: int
     finish_reason: Literal["stop", "length"]
     cached_tokens: int = 0
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A student plays countdown, choosing among the legal actions. Steps are credited 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 INSTRUCTIONS = "Combine two of the numbers so that the target can be reached. Say the one step to take next."
 START, BEST = "before the rounds", "the best round"
 CLAIMS = (Claim(BEST, START, "rounds of play raise the return above the untouched student's"),)
+# Seeds that held-out and tested games are taken from: far more than there are of either.
+_CHOICE = 100_000
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,17 @@ class Sizes:
     numbers: int = 3
 
 
-def returns(model: LoadedModel, make: partial[Countdown], seeds: range) -> tuple[float, ...]:
+def different(make: partial[Countdown], seeds: Iterable[int], count: int) -> list[int]:
+    """Return the first `count` seeds whose games begin differently, or as many as there are."""
+    found: dict[str, int] = {}
+    for seed in seeds:
+        if len(found) == count:
+            break
+        found.setdefault(make().reset(seed).text, seed)
+    return list(found.values())
+
+
+def returns(model: LoadedModel, make: partial[Countdown], seeds: Sequence[int]) -> tuple[float, ...]:
     """Return what greedy play wins of each game."""
     engine = TorchEngine(model)
     try:
@@ -56,14 +68,16 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     sizes = sizes or setting.pick(Sizes(60, 60, 100, 2), Sizes(150, 150, 300, 4))
     make = partial(Countdown, numbers=sizes.numbers)
     first = 1_000_000 * (setting.seed + 1)
-    held_out, tested = range(first, first + sizes.held_out), range(first + 10_000, first + 10_000 + sizes.tested)
+    games = different(make, range(first, first + _CHOICE), sizes.held_out + sizes.tested)
+    held_out, tested = games[: sizes.held_out], games[sizes.held_out :]
     student = load_model(setting.model)
     start = returns(student, make, tested)
     practice = Play(
         make,
-        range(first + 100_000, first + 100_000 + 20 * sizes.episodes),
+        range(first + _CHOICE, first + _CHOICE + 20 * sizes.episodes),
         held_out,
         INSTRUCTIONS,
+        tested,
         episodes=sizes.episodes,
         attempts=sizes.attempts,
         memory=2,
@@ -79,7 +93,7 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     best = returns(done.loaded, make, tested)
     detach_lora(done.loaded.model)
     arms = (Arm(START, start), Arm(BEST, best))
-    chance = sum(one.won for one in play(make, _uniform, tested)) / sizes.tested
+    chance = sum(one.won for one in play(make, _uniform, tested)) / len(tested)
     return setting.conclude(
         "environment",
         CLAIMS,
@@ -91,8 +105,8 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
             "games a round": f"{sizes.episodes} x {sizes.attempts}",
         },
         notes=[
-            f"Random play wins {chance:.3f}. Best round {done.report.best}, chosen on {sizes.held_out} other games; "
-            f"ended: {done.report.reason}."
+            f"Random play wins {chance:.3f}. Best round {done.report.best}, chosen on {len(held_out)} other games; "
+            f"ended: {done.report.stop} ({done.report.reason}). No game that was trained on begins as a tested one."
         ],
         curves={"held-out games": [[one.number, *one.score] for one in done.report.rounds]},
     )

@@ -180,7 +180,7 @@ def parse_methods(given: Sequence[str]) -> tuple[Portion, ...]:
     found: list[Portion] = []
     for text in given:
         names, _, share = text.partition("=")
-        chain = tuple(name.strip().replace("-", "_") for name in names.split(">"))
+        chain = tuple(_as_known(name.strip()) for name in names.split(">"))
         try:
             part = float(share) if share else 1.0
         except ValueError:
@@ -194,6 +194,11 @@ def parse_methods(given: Sequence[str]) -> tuple[Portion, ...]:
         found.append(Portion(chain, part))
     total = sum(portion.share for portion in found)
     return tuple(replace(portion, share=portion.share / total) for portion in found)
+
+
+def _as_known(name: str) -> str:
+    """Return the name as it is installed; built-in ones may be written with hyphens."""
+    return name if name in known_methods() else name.replace("-", "_")
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from limbeck.answers import Quantity, parse_answer
 from limbeck.errors import BudgetExceeded
+from limbeck.expressions import MOST_BITS
 
 Reason = Literal["unparsable", "undefined_variable", "cycle", "no_placeholder", "tool_error"]
 Value: TypeAlias = "Fraction | str"
@@ -158,7 +159,10 @@ def calculate(expression: str) -> Fraction:
     value: Any = found.value if isinstance(found, Quantity) else None
     if value is None or not value.is_Rational:
         raise ChainError("unparsable", f"{expression.strip()[:80]!r} is no calculation")
-    return Fraction(int(value.p), int(value.q))
+    exact = Fraction(int(value.p), int(value.q))
+    if _is_huge(exact):
+        raise ChainError("unparsable", f"{expression.strip()[:80]!r} is too large")
+    return exact
 
 
 def shown(value: Value) -> str:
@@ -254,11 +258,19 @@ def _asked(tool: Any, argument: str) -> Any:
     return tool(argument)
 
 
+def _is_huge(value: Fraction) -> bool:
+    """Return whether a value is too large to be written out: Python refuses to, beyond 4300 digits."""
+    return max(value.numerator.bit_length(), value.denominator.bit_length()) > MOST_BITS
+
+
 def _value(found: Any) -> Value:
     if isinstance(found, (int, float, Fraction)) and not isinstance(found, bool):
         if isinstance(found, float) and not math.isfinite(found):
             raise ValueError(f"{found} is no finite number")
-        return Fraction(str(found))
+        exact = Fraction(str(found)) if isinstance(found, float) else Fraction(found)
+        if _is_huge(exact):
+            raise ValueError("the number is too large")
+        return exact
     return str(found)
 
 

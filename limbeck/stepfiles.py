@@ -45,14 +45,13 @@ def read_prm800k(path: Path, *, alternatives: bool = True, strict: bool = True) 
     lines = 0
     for where, row in read_objects(path):
         lines += 1
-        reason = _left_out(row, where)
-        if not reason:
-            try:
-                found += _Line(row, where).solutions(alternatives)
-            except InputError:
-                if strict:
-                    raise
-                reason = "misaligned"
+        try:
+            reason = _left_out(row, where)
+            found += [] if reason else _Line(row, where).solutions(alternatives)
+        except InputError:
+            if strict:
+                raise
+            reason = "misaligned"
         if reason:
             left_out[reason] += 1
     return StepFile(tuple(found), lines, dict(left_out))

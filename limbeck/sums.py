@@ -14,8 +14,10 @@ from limbeck.steps import Solution, rated
 
 METHOD = "sums"
 _WORDS = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
-_EQUATION = re.compile(r"(?<![\d.])(-?\d+) ?([-+*x×]) ?(\d+) ?= ?(-?\d+)(?![\d]|\.\d| ?[-+*x×/=])")
-_ANSWER = re.compile(r"the answer is:? ?(-?\d+)\.?", re.IGNORECASE)
+_EQUATION = re.compile(
+    r"(?:([\d)] ?[-+*x×/=^] ?)|(?<![\d.])(?<!\d,))(-?\d+) ?([-+*x×]) ?(\d+) ?= ?(-?\d+)(?!\d|[.,]\d| ?[-+*x×/=])"
+)
+_ANSWER = re.compile(r"the answer is:? ?(-?\d+)(?!\d|[.,]\d| ?[-+*x×/=] ?-?[\d(])\.?", re.IGNORECASE)
 _MOST_TRIES = 50
 
 
@@ -139,9 +141,10 @@ def _is_right(one: Sum, place: int, step: str) -> bool:
         said = _ANSWER.findall(step)
         return place == len(one.operations) and said == [str(one.answer)]
     found = [match.groups() for match in _EQUATION.finditer(step)]
-    if len(found) != 1:
+    # Behind another operation an equation is the end of a longer one.
+    if len(found) != 1 or found[0][0]:
         return False
-    left, sign, right, result = found[0]
+    _, left, sign, right, result = found[0]
     sign = "*" if sign in "x×" else sign
     wanted, value = one.operations[place], one.values[place]
     said, told = (int(left), sign, int(right)), (value, *wanted)

@@ -21,7 +21,7 @@ from limbeck.records import stable_hash
 from limbeck.signatures.solve import ANSWER, FIRST, NEXT, PROBLEM, continue_solution
 from limbeck.steps import numbered_steps
 
-_NUMBER = re.compile(r"^(?:step\s*)?\d{1,2}\s*[.):]\s+", re.IGNORECASE)
+_NUMBER = re.compile(r"^(?:step\s*\d{1,2}\s*[.):]|\d{1,2}(?:[.)]|:(?=\s+[^\W\d])))\s+", re.IGNORECASE)
 
 
 def read_steps(text: str) -> tuple[str, ...]:

@@ -43,7 +43,9 @@ def test_the_best_of_all_is_chosen_where_the_base_beats_the_distilled_student() 
     assert choose(gold, student, [1.0] * 5 + [0.0] * 5).system == "student"
     chosen = choose(gold, student, [1.0] * 15 + [0.0] * 5)
     assert chosen.system == "student_gold_only"
-    assert choose(gold, student, [1.0] * 9 + [0.0]).system == "student_base"
+    base = choose(gold, student, [1.0] * 9 + [0.0])
+    assert base.system == "student_base"
+    assert "0.90, the trained one 0.70" in base.because
 
 
 def test_a_fit_ends_early_only_where_that_is_clearly_better() -> None:

@@ -38,6 +38,10 @@ def test_numbers_of_a_calculation_are_no_numbers_of_lines() -> None:
     assert read_steps("\n".join(lines)) == ("54 - 8 = 46", "3.5 + 1 = 4.5", "3 = 3", "-4 + 5 = 1", "So 1.")
 
 
+def test_a_quotient_is_no_number_of_a_line() -> None:
+    assert read_steps("10 : 5 = 2\n3: 4 = 0.75\n3: So 1.") == ("10 : 5 = 2", "3: 4 = 0.75", "So 1.")
+
+
 def test_an_answer_has_to_be_stated() -> None:
     assert stated_answer("2 + 3 = 5\n#### 5") == "5"
     assert stated_answer(r"So \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"

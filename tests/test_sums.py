@@ -66,6 +66,10 @@ def test_the_same_seed_gives_the_same_sums_and_none_twice() -> None:
         (["12 + 7 = 20 - 1 = 19"], 0),
         (["12 + 7 = 19 and 19 * 3 = 57"], 0),
         (["12 + 7 = 19.5"], 0),
+        (["12 + 7 = 19,5"], 0),
+        (["3 + 12 + 7 = 19"], 0),
+        (["2 * 12 + 7 = 19"], 0),
+        (["- 12 + 7 = 19"], None),
         (["12 + 7 = 19", "19 * 3 = 57", "57 - 50 = 7", "The answer is 7.", "The answer is 7."], 4),
         (["12 + 7 = 19", "19 * 3 = 57", "57 - 50 = 7", "The answer is 57, no, the answer is 7."], 3),
         (["Let us see."], 0),
@@ -79,6 +83,11 @@ def test_a_right_answer_does_not_make_a_wrong_step_right() -> None:
     found = labelled(ONE, ["12 + 7 = 19", "19 * 3 = 56", "57 - 50 = 7", "The answer is 7."])
     assert (found.right, found.first_error, found.ratings) == (True, 1, (1, -1, None, None))
     assert labelled(ONE, ["12 + 7 = 19"]).right is False
+
+
+@pytest.mark.parametrize("said", ["57.5", "57/2", "57 - 50 = 7", "1,024"])
+def test_a_longer_expression_is_no_answer(said: str) -> None:
+    assert answer_of([f"The answer is {said}"]) is None
 
 
 def test_what_cannot_be_made_is_refused() -> None:

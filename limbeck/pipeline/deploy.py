@@ -47,7 +47,9 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe],
         "max_tokens": context.plan.max_tokens,
     }
     text = json.dumps(payload, indent=2, ensure_ascii=False)
-    (context.run.path / "students.json").write_text(text + "\n", encoding="utf-8")
+    part = context.run.path / "students.json.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(context.run.path / "students.json")
 
 
 @dataclass(frozen=True)

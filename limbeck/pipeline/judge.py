@@ -52,10 +52,11 @@ def choose(gold: Tuned, student: Tuned | None, base: Sequence[float], *, blind: 
         scores[STUDENT] = student.score
         gap, error = mean_gap(gold.scores, student.scores)
         best = GOLD_ONLY if gap > error else STUDENT
-    if scores[best] <= scores[BASE]:
+    trained = scores[best]
+    if trained <= scores[BASE]:
         best = max(scores, key=lambda name: scores[name])
     if best == BASE:
-        return Choice(BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {scores[best]:.2f}", scores)
+        return Choice(BASE, f"out of fold it scored {scores[BASE]:.2f}, the trained one {trained:.2f}", scores)
     told = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     if not blind and student is not None:
         told += " (the distilled one's flatters: the teacher's prompt showed the held-out rows)"

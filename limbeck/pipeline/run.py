@@ -233,11 +233,12 @@ class _Way:
             if best is None or not best.tuned.scores:
                 context.run.warn("rounds: one only, for without kept rows and folds there are no errors")
                 break
-            turn = Turn(number, weaknesses(context, best.tuned))
+            turn, before = Turn(number, weaknesses(context, best.tuned)), dict(self.hashes)
             self.synthesize(compiled, turn)
             self.curate(compiled, gold, turn)
             found = self._tuned(gold, number)
             if found is None or not told(context, found, best):
+                self.hashes = before
                 break
             best = found
         if best is None:

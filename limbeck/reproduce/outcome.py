@@ -20,13 +20,13 @@ Verdict = Literal["reproduced", "not reproduced", "too small to tell"]
 class Claim:
     """One sentence of a paper that can be measured: arm `better` scores above arm `worse`.
 
-    `effect` is the paper's difference in the score's unit (0: it gives none that could be compared).
+    `effect` is the paper's difference in the score's unit, the smallest of interest where it gives none to compare.
     """
 
     better: str
     worse: str
     text: str
-    effect: float = 0.0
+    effect: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def judge(claim: Claim, better: Arm, worse: Arm, *, chance: float) -> Compared:
     found = paired_bootstrap(better.scores, worse.scores)
     detectable = smallest_detectable(better.scores, worse.scores)
     low, high = found.ci95
-    able = mean_ci(worse.scores).low > chance or mean_ci(better.scores).low > chance
+    able = mean_ci(worse.scores).low > chance
     verdict: Verdict = "not reproduced"
     if low > 0:
         verdict = "reproduced"

@@ -35,7 +35,8 @@ CLAIMS = (
     Claim(PLAIN, WEAK, "a student of weak labels passes its weak teacher (PGR above 0)"),
     Claim(CONFIDENT, PLAIN, "the confidence loss recovers more"),
 )
-_SAMPLE = Path("examples/quickstart")
+# In a checkout; a wheel has no examples.
+_SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 _DRAWS = 2000
 
 

@@ -34,9 +34,11 @@ def write_step_review(solutions: Sequence[Solution], folder: Path) -> None:
         raise InputError(
             f"{folder} has rows to review already", valid="a new folder", hint=f"limbeck review status {folder}"
         )
-    write_records([_record(one) for one in solutions], folder / KEPT)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The rows last: with them the folder counts as made.
     with Ledger(folder / LEDGER):
         pass  # the verdicts' tables come with the first batch
+    write_records([_record(one) for one in solutions], folder / KEPT)
 
 
 def _record(one: Solution) -> Record:

@@ -102,6 +102,23 @@ class Confidence:
         return [_mixed(row, weight, chosen) for row, chosen in zip(rows, own, strict=True)]
 
 
+@dataclass(frozen=True)
+class OnWeakRows:
+    """Applies the confidence loss to the rows of a step that a weak model labelled (a `Refresh` of the loop).
+
+    A row with all its mass on one class has a person's label and stays as it is.
+    """
+
+    confidence: Confidence
+
+    def __call__(self, step: int, total: int, rows: Sequence[TrainRow], student: LoadedModel) -> Sequence[TrainRow]:
+        """Return the rows with the step's targets, in their order."""
+        unsure = [max(mass for _, mass in row.branches) < 1 for row in rows]
+        weak = [row for row, is_weak in zip(rows, unsure, strict=True) if is_weak]
+        mixed = iter(self.confidence(step, total, weak, student) if weak else ())
+        return [next(mixed) if is_weak else row for row, is_weak in zip(rows, unsure, strict=True)]
+
+
 def _mixed(row: TrainRow, weight: float, chosen: int) -> TrainRow:
     branches = tuple(
         (tokens, (1 - weight) * mass + weight * (place == chosen)) for place, (tokens, mass) in enumerate(row.branches)

@@ -55,6 +55,7 @@ from limbeck.options import (
     TestRows,
     Tune,
     Unlabeled,
+    Weak,
 )
 from limbeck.reproduce.commands import reproduce
 from limbeck.review.commands import app as review
@@ -184,6 +185,7 @@ def _command(until: Stage, doc: str) -> Any:
         teacher: Teacher = "embedded",
         student: Student = "embedded",
         tune: Tune = "",
+        weak: Weak = "",
         api_base: ApiBase = "",
         effort: EffortOption = "quick",
         optimizer: Optimizer = "",

@@ -70,6 +70,16 @@ Tune = Annotated[
         rich_help_panel=_MODELS,
     ),
 ]
+Weak = Annotated[
+    str,
+    typer.Option(
+        "--weak",
+        help="A weak model in the teacher's place, which learns your labels and labels the --unlabeled rows: words "
+        "(logistic regression), encoder, or a model no larger than --student.",
+        metavar="MODEL",
+        rich_help_panel=_MODELS,
+    ),
+]
 ApiBase = Annotated[
     str,
     typer.Option("--api-base", help="Address of an OpenAI-compatible server.", metavar="URL", rich_help_panel=_MODELS),

@@ -177,7 +177,7 @@ def _summary(run: Path) -> Json:
     config = _config(run)
     start: Json = {
         "name": run.name,
-        "teacher": config.get("teacher", ""),
+        "teacher": config.get("weak") or config.get("teacher", ""),
         "student": config.get("student", ""),
     }
     if not (run / REPORT).is_file():

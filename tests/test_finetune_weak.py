@@ -19,7 +19,7 @@ from limbeck.finetune.loop import TrainConfig, attach_lora, train
 from limbeck.finetune.objectives import find_objective
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients
-from limbeck.finetune.weak import Confidence, harden, ramp, recovered
+from limbeck.finetune.weak import Confidence, OnWeakRows, harden, ramp, recovered
 
 CLASSES = ((5, 2), (6, 2), (7, 8, 2))
 
@@ -91,6 +91,19 @@ def test_a_step_has_the_loss_and_gradients_of_its_definition(fresh_tiny: LoadedM
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == wanted.keys()
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-6
+
+
+def test_the_loss_leaves_certain_labels_alone(fresh_tiny: LoadedModel) -> None:
+    model: Any = attach_lora(fresh_tiny.model, TrainConfig(rank=4, alpha=8))
+    student = replace(fresh_tiny, model=model)
+    gold, weak = make_rows((0.0, 1.0, 0.0), (1.0, 0.0, 0.0)), make_rows((0.7, 0.2, 0.1), (0.1, 0.8, 0.1))
+    rows = [gold[0], weak[0], gold[1], weak[1]]
+    mixed = OnWeakRows(Confidence(0.6, 0.5))(9, 10, rows, student)
+    assert [mixed[0], mixed[2]] == gold
+    assert [mixed[1], mixed[3]] == list(Confidence(0.6, 0.5)(9, 10, weak, student))
+    assert mixed[1] != weak[0]
+    assert OnWeakRows(Confidence())(5, 10, gold, student) == gold
+    assert OnWeakRows(Confidence())(0, 10, rows, student) == rows, "the first step has the weak labels alone"
 
 
 def test_training_runs_with_targets_that_follow_the_student(fresh_tiny: LoadedModel) -> None:

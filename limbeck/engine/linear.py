@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +61,11 @@ def fit_linear(
     with threadpool_limits(1):
         model.fit((x - mean) / scale, y, sample_weight=None if weights_N is None else np.asarray(weights_N))
     return LinearClassifier(model, np.asarray(model.classes_), n_classes, mean, scale)
+
+
+def word_features(texts: Sequence[str]) -> Callable[[Sequence[str]], Matrix]:
+    """Return what makes tf-idf vectors [rows, words] of texts, over the words that these texts hold."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words: Any = TfidfVectorizer(sublinear_tf=True).fit(texts)
+    return lambda asked: words.transform(asked).toarray()

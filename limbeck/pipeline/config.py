@@ -112,9 +112,11 @@ EFFORTS: Mapping[str, Effort] = {
 _ASIDE = ("out", "max_usd", "max_tokens", "max_minutes", "accept_terms", "allow_code", "program")
 # Settings that name a file or a folder which a method of writing rows reads.
 METHOD_FILES = ("documents", "related", "constitution")
-_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "tune", "objective")
+_LATER = ("level", "method", "ground", "rounds", "rule", "pii", "judge", "judge_precision", "tune", "objective", "weak")
 # What of an encoder can be trained: LoRA layers and its head, or the head alone.
 TUNED = ("lora", "head")
+# What `--weak` takes for logistic regression on tf-idf words.
+WORDS = "words"
 # What `--judge` takes for the run's own teacher.
 TEACHER = "teacher"
 _FILES = ("labels", "test", "unlabeled", "task_file", "descriptions")
@@ -127,10 +129,10 @@ class RunConfig:
     Paths are strings so that the configuration is plain TOML. `max_*` are budgets (None: no limit);
     `test_rows` and `synthetic_rows` override the effort's counts (0: all, respectively none); `level` names the levels
     of human involvement that the student may learn from ("": all that the methods give). `tune` is what of an encoder
-    student is trained, "lora" or "head" ("": both are tried out of fold). `accept_terms` is why a run
-    goes on where the terms of a teacher forbid it ("": it does not). `judge` is the model that says which answers are
-    acceptable ("": none, "teacher": the teacher), `objective` is what the student is trained for, and `allow_code` lets
-    model-written code run in a weak sandbox.
+    student is trained, "lora" or "head" ("": both are tried out of fold). `weak` is the model that labels in the
+    teacher's place ("": the teacher does). `accept_terms` is why a run goes on where the terms of a teacher forbid it
+    ("": it does not). `judge` is the model that says which answers are acceptable ("": none, "teacher": the teacher),
+    `objective` is what the student is trained for, and `allow_code` lets model-written code run in a weak sandbox.
     """
 
     out: str
@@ -146,6 +148,7 @@ class RunConfig:
     teacher: str = "embedded"
     student: str = "embedded"
     tune: str = ""
+    weak: str = ""
     api_base: str = ""
     effort: EffortName = "quick"
     optimizer: str = ""
@@ -202,8 +205,14 @@ class RunConfig:
 
     def models_asked(self) -> dict[str, str]:
         """The names of the models whose answers shape the student's rows, by role; "" where there is none."""
+        if self.weak:
+            return {"weak model": "" if self.weak == WORDS or is_encoder(self.weak) else self.weak}
         judge = {} if self.judge_model in ("", self.teacher) else {"judge": self.judge_model}
         return {"teacher": self.teacher, "reflection model": self.reflection, **judge}
+
+    def labelled_by(self) -> dict[str, str]:
+        """The model that labels, by its role: the teacher, or a weak model in its place."""
+        return {"weak": self.weak} if self.weak else {"teacher": self.teacher}
 
     def method_options(self) -> dict[str, Any]:
         """What methods of writing rows are told besides the rows: their files, and whether code may run anywhere."""
@@ -220,11 +229,13 @@ class RunConfig:
         fingerprint), as compiled programs of methods do in the keys of synthesis. The methods of writing rows concern
         synthesis and what follows it, rules and the judge curation, whose keys hold them; levels, rounds and objectives
         concern the student, whose keys hold its rows and its recipe, as `tune` does. Where the test rows are a file of
-        their own, how many are scored concerns evaluation alone, whose keys hold the rows.
+        their own, how many are scored concerns evaluation alone, whose keys hold the rows. A weak model is named where
+        there is one, so that the keys of all other runs stay.
         """
         skip = {*_ASIDE, *_FILES, *_LATER, *METHOD_FILES, *(("test_rows",) if self.test else ())}
         spend = {k: v for k, v in asdict(self.spend).items() if k not in skip}
-        return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend}
+        weak = {"weak": self.weak} if self.weak else {}
+        return {**{k: v for k, v in asdict(self).items() if k not in skip}, "spend": spend, **weak}
 
     def same_run(self, other: RunConfig) -> bool:
         """Return whether another configuration differs in folder, budgets, programs and what the user allows alone."""
@@ -251,6 +262,11 @@ def check(config: RunConfig) -> None:
             hint="limbeck doctor",
         )
     _check_encoders(config)
+    if config.weak and config.weak != WORDS and not is_local(config.weak):
+        raise InputError(
+            f"--weak {config.weak!r} is no model that is trained here",
+            valid=f"{WORDS}, {ENCODER_NAMES}, {LOCAL_NAMES}",
+        )
     label_shares(config.label_distribution)
     if config.accept_terms:
         check_reason(config.accept_terms)

@@ -36,6 +36,7 @@ from limbeck.pipeline.judging import RunJudge
 from limbeck.pipeline.labelers import Folds, LinearLabeler, encoder_labeler, probe_labeler
 from limbeck.pipeline.learn import ADAPTERS, Tuned, fold_predictions
 from limbeck.pipeline.students import Matrix, callers, label_matrix, predict
+from limbeck.pipeline.weak import judged
 from limbeck.principles import read_principles
 from limbeck.records import Record, read_records, stable_hash, write_records
 from limbeck.review import apply_reviews, read_reviews, review_status
@@ -186,13 +187,16 @@ def curate_stage(
 ) -> dict[str, Any]:
     """Apply every rule to the candidates; store kept and rejected rows; return the payload.
 
-    `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, `program` its prompt,
+    `compiled` is the compile stage's payload with the teacher's out-of-fold probabilities, or the weak model's with
+    what it says of the candidates, `program` the teacher's prompt,
     `tuned` the gold-only student, `adapters` gives that student's fold adapters where they are needed, `judge` has
     been tried.
     """
     records = read_records(context.run.path / turn.file(CANDIDATES))
     judgement = blind = of_gold = None
-    if context.closed and records:
+    if context.config.weak and records:
+        judgement, blind, of_gold = judged(context, records, compiled)
+    elif context.closed and records:
         teacher = _with_all_demonstrations(context, records, compiled, program, tuned)
         judgement, blind, of_gold = _judge(context, records, teacher, compiled["oof"], tuned, adapters)
     gold = gold_records(context.split.gold, folds=context.split.folds)

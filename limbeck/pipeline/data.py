@@ -37,7 +37,7 @@ from limbeck.errors import StageEmpty
 from limbeck.metrics import likeness
 from limbeck.pipeline.config import RunConfig, label_shares
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.forecast import local_parameters
+from limbeck.pipeline.parameters import local_parameters
 from limbeck.pipeline.runfolder import content_hash
 from limbeck.preferences import Preference, write_preferences
 from limbeck.records import Provenance, Record, read_records, stable_hash, write_records

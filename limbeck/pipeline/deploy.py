@@ -37,7 +37,8 @@ def write_students(context: Context, chosen: str, recipes: Mapping[str, Recipe],
     for name, recipe in recipes.items():
         cast(Any, context.plan.program(recipe)).save(str(context.run.path / f"{name}.json"))
         systems[name] = {"program": f"{name}.json", "adapter": ADAPTERS[name], "way": recipe.way}
-    systems["teacher_compiled"] = {"program": "program.json", "adapter": "", "nearest": nearest}
+    if not context.config.weak:
+        systems["teacher_compiled"] = {"program": "program.json", "adapter": "", "nearest": nearest}
     payload = {
         "chosen": chosen,
         "systems": systems,

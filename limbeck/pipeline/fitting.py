@@ -18,6 +18,7 @@ from limbeck.errors import StageEmpty
 from limbeck.evaluate import SystemResult
 from limbeck.finetune.encoder import ClassRow, train_encoder
 from limbeck.finetune.loop import Progress, TrainResult, context_tokens, train
+from limbeck.finetune.weak import Confidence, OnWeakRows
 from limbeck.models import LM, EncoderBackend, TorchBackend
 from limbeck.models.kinds import is_encoder
 from limbeck.pipeline.students import Recipe, StudentPlan, predict, rendered_rows, training_rows
@@ -97,7 +98,8 @@ def _language_model(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]
             hint="a stronger --teacher, or a program without a rationale",
         )
     config = recipe.train_config(plan.closed)
-    return _Prepared(len(rows), len(given) - len(rows), partial(train, loaded, rows, config))
+    weak = OnWeakRows(Confidence(recipe.confidence)) if recipe.confidence else None
+    return _Prepared(len(rows), len(given) - len(rows), partial(train, loaded, rows, config, refresh=weak))
 
 
 def _encoder(plan: StudentPlan, recipe: Recipe, records: Sequence[Record]) -> _Prepared:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -22,17 +21,15 @@ from limbeck.compile.describe import is_opaque
 from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
 from limbeck.compile.synthesizers import cost_of, load_method, portions_of
-from limbeck.engine.loading import encoder_path
-from limbeck.models.kinds import is_encoder, is_local
-from limbeck.pipeline.config import Effort, RunConfig, check
+from limbeck.models.kinds import is_local
+from limbeck.pipeline.config import WORDS, Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
-from limbeck.pipeline.students import StudentPlan, gold_recipes, prompt_text, prompts_tried
+from limbeck.pipeline.parameters import local_parameters
+from limbeck.pipeline.students import StudentPlan, confidences, gold_recipes, prompt_text, prompts_tried
 from limbeck.pipeline.ways import by_chains
 from limbeck.task import Task
 
 _FLOPS = 250e9
-_PARAMETERS_EMBEDDED = 135e6
-_BYTES_PER_PARAMETER_GGUF = 0.63
 _CHARACTERS_PER_TOKEN = 4
 # Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts, of one that asks for a judgement.
 _TURN, _RATIONALE, _WRITING, _JUDGING = 16, 80, 300, 120
@@ -73,22 +70,6 @@ class Forecast:
             sum(line.tokens_out for line in self.lines),
             sum(minutes) if minutes else None,
         )
-
-
-def local_parameters(name: str) -> float | None:
-    """Return a local model's parameters by its file's size, None for a server's."""
-    kind, _, rest = name.partition(":")
-    if name == "embedded":
-        return _PARAMETERS_EMBEDDED
-    path = Path(rest).expanduser()
-    if is_encoder(name):
-        folder = path if rest else encoder_path()
-        return sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 4 if folder else None
-    if kind in ("gguf", "hf") and path.is_file():
-        return path.stat().st_size / _BYTES_PER_PARAMETER_GGUF
-    if kind == "hf" and path.is_dir():
-        return sum(f.stat().st_size for f in path.glob("*.safetensors")) / 2
-    return None
 
 
 def _minutes(tokens: float, parameters: float | None, factor: float = 1.0) -> float | None:
@@ -146,7 +127,7 @@ def _count(config: RunConfig, task: Task) -> _Counts:
     size, gold = _sizes(plan, split.gold, spend), len(split.gold)
     most = spend.rows_to_label(plan.closed, plan.writes_more) if config.pool_rows is None else config.pool_rows
     pool = min(len(task.unlabeled), most)
-    given = config.synthetic_rows
+    given = 0 if config.weak else config.synthetic_rows
     wanted = spend.rows_to_have(plan.closed, plan.writes_more) if given is None else given
     samples = 1 if plan.closed and _is_scored(config.teacher) else spend.samples
     if plan.closed and split.n_folds and spend.demo_tokens / size.row > gold - gold // split.n_folds:
@@ -167,6 +148,8 @@ def _count(config: RunConfig, task: Task) -> _Counts:
 
 def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
     """Return every stage's line."""
+    if config.weak:
+        return _weak_lines(config, n)
     size, closed = n.size, n.plan.closed
     bare = _Calls(n.gold, size.row, size.prompt, size.answer)
     shown = _Calls(n.gold, size.row, size.prompt + size.demos, size.answer, n.folds)
@@ -199,10 +182,27 @@ def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
     return (*found, line("evaluate", tested, n.test * size.row))
 
 
+def _weak_lines(config: RunConfig, n: _Counts) -> tuple[Line, ...]:
+    """Return the lines of a run in which a weak model labels: nothing is asked, everything is fitted here."""
+    tuned, distilled, _ = _trained(config, n)
+    own = 0.0 if config.weak == WORDS else local_parameters(config.weak)
+    weak = replace(config, student=config.weak)
+    gold_passes, _ = config.spend.passes(n.plan.closed)
+    fitted = n.gold * gold_passes * len(gold_recipes(weak, n.plan.closed)) * 2 * n.size.row
+    student = local_parameters(config.student)
+    minutes = {
+        "labels alone": _minutes(tuned, student, _TRAIN_FACTOR),
+        "weak labels": _minutes(fitted * _TRAIN_FACTOR + 2 * n.pool * n.size.row, own),
+        "finetune": _minutes(distilled, student, _TRAIN_FACTOR),
+        "evaluate": _minutes((n.gold + n.test * 3) * n.size.row, student),
+    }
+    return tuple(Line(stage, 0, 0, 0, found, config.student) for stage, found in minutes.items())
+
+
 def _trained(config: RunConfig, n: _Counts) -> tuple[float, float, float]:
     """Return the tokens that are trained on: the labels alone, the student, and its further rounds."""
     gold_passes, passes = config.spend.passes(n.plan.closed)
-    fits = len(config.spend.gold_weights) * len(prompts_tried(config)) + 1
+    fits = len(config.spend.gold_weights) * len(prompts_tried(config)) * len(confidences(config)) + 1
     rows = n.gold + n.pool + n.written
     tuned = n.gold * gold_passes * len(gold_recipes(config, n.plan.closed)) * 2
     # Each further round fits a student on all rows so far.
@@ -237,7 +237,8 @@ def _terms(config: RunConfig) -> list[str]:
 
 def _left_out(config: RunConfig, task: Task, closed: bool) -> list[str]:
     """Return what no one can count beforehand."""
-    searched = [one.name for one in _searches(config, task, closed)] + [f"--program {name}" for name in config.program]
+    optimizers = [] if config.weak else _searches(config, task, closed)
+    searched = [one.name for one in optimizers] + [f"--program {name}" for name in config.program]
     told = [f"not-counted: the calls of {', '.join(searched)}, often several hundred"] if searched else []
     pairs = ["not-counted: training on preference pairs, of which there may be none"] if config.objectives.beta else []
     return told + pairs

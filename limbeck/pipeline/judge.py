@@ -132,13 +132,13 @@ def evaluate_systems(
 ) -> dict[str, SystemResult]:
     """Return every system's result on the test rows; each is a resumable piece of work of its own.
 
-    `bare` is the task's program as the user gave it, `compiled` the teacher's; `recipes` maps the trained
-    students that exist to how they were trained.
+    `bare` is the task's program as the user gave it, `compiled` the teacher's, where there is one; `recipes` maps the
+    trained students that exist to how they were trained.
     """
     plan = context.plan
+    teachers = {"teacher": (bare, "teacher", ""), "teacher_compiled": (compiled, "teacher", "")}
     jobs: dict[str, tuple[dspy.Module, str, str]] = {
-        "teacher": (bare, "teacher", ""),
-        "teacher_compiled": (compiled, "teacher", ""),
+        **({} if context.config.weak else teachers),
         BASE: (plan.task.program, "student", ""),
         **{name: (plan.program(recipe), "student", ADAPTERS[name]) for name, recipe in recipes.items()},
     }
@@ -231,6 +231,6 @@ def build_report(
             "tokens_out": totals.tokens_out,
         },
         "warnings": list(context.run.warnings),
-        "models": {"teacher": context.config.teacher, "student": context.config.student},
+        "models": {**context.config.labelled_by(), "student": context.config.student},
         "hashes": dict(hashes),
     }

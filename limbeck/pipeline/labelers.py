@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from limbeck.compile.dedup import record_text
 from limbeck.engine.embedding import embed, unit_vectors
-from limbeck.engine.linear import LinearClassifier, Matrix, fit_linear
+from limbeck.engine.linear import LinearClassifier, Matrix, fit_linear, word_features
 from limbeck.engine.loading import encoder_path, load_encoder, load_model
 
 Features = npt.NDArray[np.floating[Any]]
@@ -105,6 +105,13 @@ def probe_labeler(base: str, gold: Sequence[Mapping[str, Any]], folds: Folds) ->
 
     gold_N_D = features([record_text(row) for row in gold])
     return _fit_folds("probe", features, gold_N_D, folds, standardize=True)
+
+
+def words_labeler(gold: Sequence[Mapping[str, Any]], folds: Folds, others: Sequence[str]) -> LinearLabeler:
+    """Return logistic regression on tf-idf words; which words there are, the `others` without labels say as well."""
+    texts = [record_text(row) for row in gold]
+    features = word_features([*texts, *others])
+    return _fit_folds("words", features, features(texts), folds)
 
 
 def encoder_labeler(

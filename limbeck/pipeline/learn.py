@@ -25,8 +25,8 @@ from limbeck.records import Record, stable_hash
 from limbeck.stats import mean_gap
 
 # The folder of each trained student's adapter, and of the fits that only label new rows.
-ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only"}
 FITS = "data/fits"
+ADAPTERS = {"student": "adapter", "student_gold_only": "adapter_gold_only", "weak": f"{FITS}/weak"}
 
 
 @dataclass(frozen=True)

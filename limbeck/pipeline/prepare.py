@@ -29,6 +29,7 @@ from limbeck.pipeline.runfolder import RunFolder, content_hash
 from limbeck.pipeline.students import StudentPlan, answer_tokens, prompt_text
 from limbeck.pipeline.teacher import demo_budget, reflection
 from limbeck.pipeline.ways import by_chains
+from limbeck.pipeline.weak import check_weak
 from limbeck.task import Task, check_context, task_from_labels
 from limbeck.taskfile import load_task
 
@@ -59,6 +60,8 @@ def check_task(config: RunConfig, task: Task) -> None:
     check_programs(config, task)
     rules_of(config)
     check_judge(config, closed)
+    if config.weak:
+        check_weak(config, task, closed)
     with_consent(task, allow_code=config.allow_code)
     if not closed and is_encoder(config.student):
         raise InputError(
@@ -89,12 +92,13 @@ def prepare(folder: RunFolder, task: Task) -> Context:
     for text in task.warnings:
         folder.warn(text)
     limit = config.spend.test_rows if config.test_rows is None else config.test_rows
-    teacher = _connect(folder, config.teacher, config.api_base or None, "teacher")
+    teacher = None if config.weak else _connect(folder, config.teacher, config.api_base or None, "teacher")
     student = _connect(folder, _for_transformers(config.student), None, "student")
+    teacher = student if teacher is None else teacher  # where a weak model labels, no stage asks a teacher
     if config.reflection:
         reflection(folder)  # a name or a key that is wrong is found before anything is spent
     judge = _connect(folder, config.judge_model, config.judge_base, "judge") if config.judge else None
-    task = _within_context(folder, task, (student, config.spend.demos[-1]), (teacher, True))
+    task = _within_context(folder, task, (student, config.spend.demos[-1]), (teacher, not config.weak))
     split = make_split(task, seed=config.seed, n_folds=config.spend.folds, max_test=limit or None)
     for text in split.notes:
         folder.warn(text)

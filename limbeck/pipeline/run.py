@@ -38,9 +38,10 @@ from limbeck.pipeline.programs import compile_programs
 from limbeck.pipeline.reasons import with_reasons
 from limbeck.pipeline.rounds import Round, told, weaknesses
 from limbeck.pipeline.runfolder import Reporter, RunFolder, Silent, open_run
-from limbeck.pipeline.students import Recipe, gold_recipes, prompts_tried, steps_of, with_steps
+from limbeck.pipeline.students import Recipe, confidences, gold_recipes, prompts_tried, steps_of, with_steps
 from limbeck.pipeline.teacher import compile_closed, compile_open, with_instructions
 from limbeck.pipeline.ways import CHAIN, OWN, Way, direct_way, teaches
+from limbeck.pipeline.weak import compile_weakly, label_weakly, tell_gain
 from limbeck.preferences import Preference
 from limbeck.records import Record
 from limbeck.report import write_predictions, write_report
@@ -136,6 +137,8 @@ class _Way:
         if last == 2:
             return Outcome(until, None)
         student = self.finetune(compiled, gold)
+        if self.labelled:
+            tell_gain(self.context, self.labelled, gold, student)
         return Outcome(until, self.evaluate(gold, student) if last == 4 else None)
 
     def _done(self, payload: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -145,7 +148,8 @@ class _Way:
     def compile(self) -> dict[str, Any]:
         """Compile the teacher's prompt; the chosen label descriptions become the task's."""
         context = self.context
-        work = partial(compile_closed if context.closed else compile_open, context)
+        closed = compile_weakly if context.config.weak else compile_closed
+        work = partial(closed if context.closed else compile_open, context)
         payload = self._done(context.run.stage("compile", context.key("compile"), work), "compile")
         for text in payload.get("notes", ()):
             context.run.warn(text)
@@ -203,12 +207,15 @@ class _Way:
         """Label the pool and write new rows; in a later round, write what the student got wrong."""
         context = self.context
         parts = self.hashes["compile"], *writing_key(context), *turn.key()
+        weak = bool(context.config.weak)
         payload = context.run.stage(
             f"synthesize{turn.suffix}",
             context.key("synthesize", *parts),
-            lambda: synthesize_stage(context, int(compiled["demos"]), self.program, turn),
+            lambda: (
+                label_weakly(context) if weak else synthesize_stage(context, int(compiled["demos"]), self.program, turn)
+            ),
         )
-        self._done(payload, "synthesize")
+        self.labelled = self._done(payload, "synthesize") if weak else {}
 
     def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""
@@ -218,6 +225,7 @@ class _Way:
         key = context.key("curate", self.hashes["synthesize"], self.hashes[GOLD_ONLY], *rules_key(context.config))
         if self.judge:
             key += ["judge", self.judge.key, context.config.judge_precision]
+        compiled = {**compiled, **self.labelled}
         adapters = partial(fold_adapters, context, GOLD_ONLY, gold, self._gold_outside)
         payload = context.run.stage(
             f"curate{turn.suffix}",
@@ -264,9 +272,11 @@ class _Way:
                     gold.recipe,
                     epochs=spend.passes(context.closed)[1],
                     gold_weight=weight,
+                    normalize="labels" if context.config.weak else gold.recipe.normalize,
                     batch_size=16 if context.closed else 8,
                     stop=1.0,
                     demos=demos,
+                    confidence=confidence,
                     way=way,
                     rationales=objectives.rationales,
                 ),
@@ -278,6 +288,7 @@ class _Way:
             for demos in prompts_tried(context.config)
             if not (demos and way == CHAIN)  # demonstrations of answers are none of chains
             for weight in spend.gold_weights
+            for confidence in confidences(context.config)
         ]
         context.run.reporter.stage("finetune")
         # DPO goes on from the folds' students.
@@ -304,7 +315,7 @@ class _Way:
         results = evaluate_systems(context, self.bare, self.program, recipes)
         context.run.stage_log.append({"name": "evaluate", "seconds": round(time.monotonic() - started, 2)})
         report = build_report(context, results, choice, self.hashes)
-        report["terms"] = reported(self.terms, context.config.accept_terms)
+        report["terms"] = reported(self.terms, context.config.accept_terms) if self.terms else {}
         # Chosen out of fold: a program picked on test rows would have no honest score.
         self._remember(choice.system, recipes)
         write_predictions(context.run.path, predictions(context, results))

@@ -36,7 +36,9 @@ CALLERS, _SERVER_CALLERS = 96, 16
 # the passes over the rows that are enough for any.
 _STEPS_A_CLASS, _SMALL_BATCH, _MOST_PASSES = 2, 8, 16
 # Parts of a recipe that recipes of earlier versions did not have.
-_LATER = ("head_only", "way", "rationales", "beta")
+_LATER = ("head_only", "way", "rationales", "beta", "confidence")
+# What the student's own answers weigh in the end where it learns a weak model's labels: Burns et al.'s for small ones.
+_CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Recipe:
     `batch_size` is rows a step: tens of labels need small ones, or there are too few steps to learn in. `stop` is
     the share of the steps after which the weights are kept; the learning rate falls as if all were taken. `head_only`
     leaves an encoder's own weights as they are. `way` is how the student answers, `rationales` what a rationale counts
-    as a second task against its answer (0: it is none), `beta` that of DPO on preference pairs afterwards (0: none).
+    as a second task against its answer (0: it is none), `beta` that of DPO on preference pairs afterwards (0: none),
+    `confidence` what its own answers weigh against weak labels (0: nothing).
     """
 
     lr: float
@@ -61,6 +64,7 @@ class Recipe:
     way: Way = OWN
     rationales: float = 0.0
     beta: float = 0.0
+    confidence: float = 0.0
 
     def train_config(self, closed: bool) -> TrainConfig:
         """Return the training loop's configuration; long outputs are averaged over their tokens."""
@@ -83,6 +87,7 @@ class Recipe:
         more = ", demonstrations" * self.demos + ", head only" * self.head_only
         more += f", rationales x{self.rationales:g}" if self.rationales else ""
         more += f", then DPO {self.beta:g}" if self.beta else ""
+        more += f", confidence {self.confidence:g}" if self.confidence else ""
         return f"lr {self.lr:g}, {self.epochs * self.stop:g} epochs{gold}{more}"
 
     def values(self) -> dict[str, Any]:
@@ -103,6 +108,11 @@ def gold_recipes(config: RunConfig, closed: bool) -> list[Recipe]:
 def prompts_tried(config: RunConfig) -> tuple[bool, ...]:
     """Return whether the student is tried with demonstrations in its prompt: an encoder reads none."""
     return (False,) if is_encoder(config.student) else config.spend.demos
+
+
+def confidences(config: RunConfig) -> tuple[float, ...]:
+    """Return the weights of the confidence loss that are tried: with and without it where a weak model labels."""
+    return (_CONFIDENCE, 0.0) if config.weak else (0.0,)
 
 
 def steps_of(recipe: Recipe, rows: int) -> float:
@@ -188,7 +198,9 @@ class StudentPlan:
 
 def training_rows(plan: StudentPlan, recipe: Recipe, records: Sequence[Record], tokenizer: Any) -> list[TrainRow]:
     """Return the records as token rows under the student's own prompt, and their rationales where it learns them."""
-    rows = tokenize_rows(tokenizer, rendered_rows(plan, recipe, records))
+    # A softmax over the labels is trained on the tokens that it is scored by.
+    closed = plan.closed and recipe.normalize == "labels"
+    rows = tokenize_rows(tokenizer, rendered_rows(plan, recipe, records), closed=closed)
     if not recipe.rationales:
         return rows
     reasons = [

@@ -59,6 +59,16 @@ CATALOG = (
         "self-improvement", "Beyond Human Data, Singh et al. 2023 (arXiv:2312.06585)", "rounds of own verified answers"
     ),
     Entry(
+        "mipro",
+        "Optimizing Instructions and Demonstrations, Opsahl-Ong et al. 2024 (arXiv:2406.11695)",
+        "a program that MIPROv2 compiles, uncompiled, demonstrations alone",
+    ),
+    Entry(
+        "active",
+        "Let's Verify Step by Step, Lightman et al. 2023 (arXiv:2305.20050)",
+        "labels for convincing wrong answers, against labels for random ones",
+    ),
+    Entry(
         "environment",
         "Q-Transformer, Chebotar et al. 2023 (arXiv:2309.10150), on a game of texts",
         "rounds of play in a game without people",

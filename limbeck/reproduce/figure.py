@@ -47,7 +47,7 @@ def _curves(axes: Any, outcome: Outcome) -> None:
         x, mean, low, high = zip(*points, strict=True)
         axes.plot(x, mean, "o-", color=color, label=name)
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_xlabel("round")
+    axes.set_xlabel(outcome.axis)
     axes.set_ylabel(f"{outcome.unit}, 95% interval")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from limbeck.errors import InputError
 from limbeck.stats import mean_ci, paired_bootstrap, smallest_detectable
 
-# Points of a round, the mean there, and its interval's ends.
+# Points: where on the axis, the mean there, and its interval's ends.
 Curve = Sequence[Sequence[float]]
 Verdict = Literal["reproduced", "not reproduced", "too small to tell"]
 
@@ -72,7 +72,10 @@ def judge(claim: Claim, better: Arm, worse: Arm, *, chance: float) -> Compared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished reproduction. `unit` names the score, `settings` and `notes` what it was measured on and how."""
+    """A finished reproduction. `unit` names the score, `settings` and `notes` what it was measured on and how.
+
+    `axis` says what the points of the curves count.
+    """
 
     name: str
     source: str
@@ -83,6 +86,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     curves: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
+    axis: str = "round"
 
     @property
     def verdict(self) -> Verdict:

@@ -44,9 +44,29 @@ class Sizes:
     largest: int = LARGEST
 
 
-def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
-    """Train solver and reward models, let them choose among N solutions, and compare."""
-    sizes = sizes or setting.pick(Sizes(120, 40, 60), Sizes(200, 150, 200))
+@dataclass(frozen=True)
+class Drawn:
+    """What the solver wrote: labelled solutions of some sums, and candidates for each of the tested ones."""
+
+    solutions: list[Solution]
+    tested: list[Sum]
+    candidates: list[list[Candidate]]
+
+    def asked(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return every candidate that has steps as (problem, steps), what a reward model reads."""
+        pairs = zip(self.tested, self.candidates, strict=True)
+        return [(one.problem, c.steps) for one, drawn in pairs for c in drawn if c.steps]
+
+    def bounds(self) -> tuple[Arm, Arm]:
+        """Return how often the first candidate is right, and how often one of them is: what choosing lies between."""
+        pairs = list(zip(self.tested, self.candidates, strict=True))
+        first = tuple(float(is_right(one, drawn[0].steps)) for one, drawn in pairs)
+        best = tuple(float(any(is_right(one, c.steps) for c in drawn)) for one, drawn in pairs)
+        return Arm("one solution", first), Arm("a right one is among them", best)
+
+
+def draw(setting: Setting, sizes: Sizes) -> Drawn:
+    """Train the solver and let it write several solutions of further sums."""
     sums = make_sums(
         sizes.worked + sizes.graded + sizes.tested,
         operations=sizes.operations,
@@ -66,11 +86,15 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
         for steps in dict.fromkeys(drawn)
         if steps
     ]
-    candidates = [[_candidate(steps) for steps in drawn] for drawn in written[len(graded) :]]
-    chosen = _chosen(setting, solutions, tested, candidates)
-    first = [float(is_right(one, drawn[0].steps)) for one, drawn in zip(tested, candidates, strict=True)]
-    best = [float(any(is_right(one, c.steps) for c in drawn)) for one, drawn in zip(tested, candidates, strict=True)]
-    arms = (*chosen, Arm("one solution", tuple(first)), Arm("a right one is among them", tuple(best)))
+    return Drawn(solutions, tested, [[_candidate(steps) for steps in drawn] for drawn in written[len(graded) :]])
+
+
+def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
+    """Train solver and reward models, let them choose among N solutions, and compare."""
+    sizes = sizes or setting.pick(Sizes(120, 40, 60), Sizes(200, 150, 200))
+    drawn = draw(setting, sizes)
+    solutions = drawn.solutions
+    arms = (*_chosen(setting, drawn), *drawn.bounds())
     wrong = sum(one.right is False for one in solutions)
     return setting.conclude(
         "prm",
@@ -92,36 +116,34 @@ def _candidate(steps: tuple[str, ...]) -> Candidate:
     return Candidate(None, steps, "" if said is None else str(said))
 
 
-def _chosen(
-    setting: Setting, solutions: list[Solution], tested: list[Sum], written: list[list[Candidate]]
-) -> tuple[Arm, ...]:
+def _chosen(setting: Setting, drawn: Drawn) -> tuple[Arm, ...]:
     """Return how often each ranker's choice is right."""
-    asked = [(one.problem, c.steps) for one, drawn in zip(tested, written, strict=True) for c in drawn if c.steps]
-    process = _reward(setting, PROCESS, process_rows, solutions)
+    asked = drawn.asked()
+    process = train_reward(setting, PROCESS, process_rows, drawn.solutions)
     steps = process.steps(asked)
     detach_lora(process.loaded.model)
-    outcome = _reward(setting, OUTCOME, outcome_rows, solutions)
+    outcome = train_reward(setting, OUTCOME, outcome_rows, drawn.solutions)
     ends = outcome.outcomes(asked)
     detach_lora(outcome.loaded.model)
 
-    product = _known(asked, [solution_score(one) for one in steps])
+    product = known(asked, [solution_score(one) for one in steps])
     rankers: dict[str, Ranker] = {
         VOTE: MajorityVote(),
         PROCESS: product,
-        "process model, least step": _known(asked, [solution_score(one, "min") for one in steps]),
+        "process model, least step": known(asked, [solution_score(one, "min") for one in steps]),
         "vote weighted by the process model": WeightedVote(product),
-        OUTCOME: _known(asked, ends),
+        OUTCOME: known(asked, ends),
     }
-    return tuple(_ranked(name, ranker, tested, written) for name, ranker in rankers.items())
+    return tuple(Arm(name, ranked(ranker, drawn)) for name, ranker in rankers.items())
 
 
-def _known(asked: Sequence[tuple[str, tuple[str, ...]]], scores: Sequence[float]) -> Ranker:
+def known(asked: Sequence[tuple[str, tuple[str, ...]]], scores: Sequence[float]) -> Ranker:
     """Return the ranker of solutions that have been scored, all in one reading; one without steps scores 0."""
     found = dict(zip(asked, scores, strict=True))
     return lambda inputs, candidates: [found.get((inputs["problem"], one.steps), 0.0) for one in candidates]
 
 
-def _reward(
+def train_reward(
     setting: Setting,
     name: str,
     rows: Callable[[StepEncoder, list[Solution]], list[TrainRow]],
@@ -134,10 +156,11 @@ def _reward(
     return RewardModel(fit(setting, name, base, rows(encoder, solutions), config, objective=verdicts), encoder)
 
 
-def _ranked(name: str, ranker: Ranker, tested: list[Sum], candidates: list[list[Candidate]]) -> Arm:
+def ranked(ranker: Ranker, drawn: Drawn) -> tuple[float, ...]:
+    """Return for every tested sum whether the candidate that a ranker puts first is right, 1 or 0."""
     scores: list[float] = []
-    for one, drawn in zip(tested, candidates, strict=True):
-        ranks = ranker({"problem": one.problem}, drawn)
-        best = max(range(len(drawn)), key=lambda place: ranks[place])
-        scores.append(float(is_right(one, drawn[best].steps)))
-    return Arm(name, tuple(scores))
+    for one, candidates in zip(drawn.tested, drawn.candidates, strict=True):
+        ranks = ranker({"problem": one.problem}, candidates)
+        best = max(range(len(candidates)), key=lambda place: ranks[place])
+        scores.append(float(is_right(one, candidates[best].steps)))
+    return tuple(scores)

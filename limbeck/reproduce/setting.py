@@ -56,6 +56,7 @@ class Setting:
         chance: float = 0.0,
         notes: Sequence[str] = (),
         curves: Mapping[str, Curve] | None = None,
+        axis: str = "round",
     ) -> Outcome:
         """Return the outcome of the reproduction of this name: every claim beside what the arms say of it.
 
@@ -67,6 +68,5 @@ class Setting:
         by_name = {arm.name: arm for arm in arms}
         compared = tuple(judge(one, by_name[one.better], by_name[one.worse], chance=chance) for one in claims)
         told = {"model": self.model, "seed": self.seed, **settings}
-        return Outcome(
-            name, find(name).paper, unit, tuple(arms), compared, told, tuple(notes), self.seconds, dict(curves or {})
-        )
+        paper, seconds = find(name).paper, self.seconds
+        return Outcome(name, paper, unit, tuple(arms), compared, told, tuple(notes), seconds, dict(curves or {}), axis)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from limbeck.engine.linear import fit_linear, word_features
 from limbeck.engine.loading import load_model
 from limbeck.engine.requests import ScoreRequest
 from limbeck.engine.torch_engine import TorchEngine
@@ -29,6 +30,7 @@ from limbeck.task import task_from_labels
 if TYPE_CHECKING:
     from limbeck.engine.loading import LoadedModel
     from limbeck.engine.requests import Message
+    from limbeck.task import Task
 
 WEAK, PLAIN, CONFIDENT, CEILING = "weak labeller", "student of weak labels", "with the confidence loss", "ceiling"
 CLAIMS = (
@@ -62,8 +64,11 @@ class Texts:
         return replace(self, texts=self.texts[start:stop], labels=self.labels[start:stop])
 
 
-def read_texts(setting: Setting) -> Texts:
-    """Return the user's labelled rows in a seeded order, the quickstart's without any; InputError for too few."""
+def read_labelled(setting: Setting, name: str) -> tuple[list[dict[str, Any]], Task]:
+    """Return the user's labelled rows, the quickstart's without any, and their task for the reproduction `name`.
+
+    Raises InputError for no file and for a column that is no closed set of labels.
+    """
     from limbeck.inputs import read_rows
 
     files = [Path(setting.data)] if setting.data else [_SAMPLE / "labels.jsonl", _SAMPLE / "test.jsonl"]
@@ -72,13 +77,20 @@ def read_texts(setting: Setting) -> Texts:
         raise InputError(
             f"no file {missing[0]}",
             valid="labelled texts",
-            hint="limbeck reproduce weak-to-strong --data rows.jsonl --output label",
+            hint=f"limbeck reproduce {name} --data rows.jsonl --output label",
         )
     rows = [row for file in files for row in read_rows(file)]
     output = setting.output or "label"
     task = task_from_labels(rows, output=output)
     if not task.labels:
         raise InputError(f"{output!r} is no closed set of labels", valid="a column of few distinct values")
+    return rows, task
+
+
+def read_texts(setting: Setting) -> Texts:
+    """Return the user's labelled rows in a seeded order, the quickstart's without any; InputError for too few."""
+    rows, task = read_labelled(setting, "weak-to-strong")
+    output = setting.output or "label"
     random.Random(setting.seed).shuffle(rows)
     texts = tuple(" ".join(str(value) for name, value in row.items() if name != output) for row in rows)
     found = Texts(texts, tuple(str(row[output]) for row in rows), tuple(task.labels))
@@ -121,19 +133,9 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
 
 def _weak(seen: Texts, asked: Sequence[Sequence[str]]) -> list[Any]:
     """Return the weak model's probabilities [rows, labels] of each list of texts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    words: Any = TfidfVectorizer(sublinear_tf=True)
-    model: Any = LogisticRegression(C=10.0, max_iter=1000)
-    model.fit(words.fit_transform(seen.texts), seen.labels)
-    places = {name: place for place, name in enumerate(seen.names)}
-    found: list[Any] = []
-    for texts in asked:
-        matrix = np.zeros((len(texts), len(seen.names)))
-        matrix[:, [places[str(name)] for name in model.classes_]] = model.predict_proba(words.transform(texts))
-        found.append(matrix)
-    return found
+    words = word_features(seen.texts)
+    model = fit_linear(words(seen.texts), [seen.names.index(label) for label in seen.labels], len(seen.names))
+    return [model.predict(words(texts)) for texts in asked]
 
 
 def _messages(names: Sequence[str], text: str) -> tuple[Message, ...]:

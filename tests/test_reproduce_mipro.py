@@ -1,0 +1,77 @@
+"""MIPROv2's comparison on a tiny random model: every program on the same rows, none of them compiled on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_reproduce_experiments import TEXTS, check_outcome
+
+from limbeck.compile.optimize import UNCOMPILED
+from limbeck.compile.optimizers import MIPROv2, RandomSearch
+from limbeck.engine.loading import LoadedModel
+from limbeck.errors import InputError
+from limbeck.reproduce import mipro
+from limbeck.reproduce.setting import Setting
+from limbeck.reproduce.weak_to_strong import read_labelled
+
+SIZES = mipro.Sizes(train=8, dev=9, tested=10, trials=2, candidates=3, tokens=12)
+
+
+@pytest.fixture
+def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
+    model: Any = fresh_tiny.model
+    # A prompt that asks for instructions shows many rows at once: long ones, in this tokenizer's tokens.
+    model.config.max_position_embeddings = 16384
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer: Any = fresh_tiny.tokenizer
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    rows = [{"text": f"{text} {n}", "label": label} for n in range(14) for label, text in TEXTS.items()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Setting(
+        tmp_path / "out", f"hf:{tmp_path / 'tiny'}", data=str(tmp_path / "rows.jsonl"), tell=lambda text: None
+    )
+
+
+def test_four_programs_answer_the_same_rows(setting: Setting) -> None:
+    outcome = mipro.run(setting, SIZES)
+    check_outcome(outcome, (UNCOMPILED, mipro.BOOTSTRAP, mipro.SEARCH, mipro.MIPRO), 10, setting.folder)
+    assert outcome.settings["calls"] > 10
+    assert len([note for note in outcome.notes if "on dev rows" in note]) == 3
+    assert "MIPROv2 chose" in outcome.notes[-1]
+    # What is not kept scores as the uncompiled program does.
+    arms = {arm.name: arm.scores for arm in outcome.arms}
+    for name in (mipro.BOOTSTRAP, mipro.SEARCH, mipro.MIPRO):
+        (told,) = [note for note in outcome.notes if note.startswith(f"{name}: ")]
+        assert not told.endswith("not kept.") or arms[name] == arms[UNCOMPILED]
+
+
+def test_no_row_is_compiled_and_tested_on(setting: Setting) -> None:
+    _, task = read_labelled(setting, "mipro")
+    split = mipro.cut(task, SIZES, seed=0)
+    texts = [{row["text"] for row in part} for part in (split.train, split.dev, split.test)]
+    assert [len(part) for part in texts] == [8, 9, 10]
+    assert len(set.union(*texts)) == 27
+    assert mipro.cut(task, SIZES, seed=1).test != split.test
+    few = mipro.cut(task, replace(SIZES, train=500, dev=500), seed=0)
+    assert (len(few.train), len(few.dev)) == (10, 14)
+    assert few.test
+
+
+def test_both_searches_score_equally_many_programs_on_dev() -> None:
+    by_name = dict(mipro.ways(replace(SIZES, trials=9)))
+    search, mine = by_name[mipro.SEARCH], by_name[mipro.MIPRO]
+    assert isinstance(search, RandomSearch)
+    assert isinstance(mine, MIPROv2)
+    # Random search: no demonstrations, labelled ones, one set in order, and its candidates; MIPRO: plain and trials.
+    assert 3 + search.candidates == 1 + mine.trials == 10
+
+
+def test_without_optuna_nothing_is_compiled(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.compile.optimizers.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="optuna is not installed"):
+        mipro.run(setting, SIZES)
+    assert not setting.folder.exists()

@@ -73,6 +73,16 @@ CATALOG = (
         "Q-Transformer, Chebotar et al. 2023 (arXiv:2309.10150), on a game of texts",
         "rounds of play in a game without people",
     ),
+    Entry(
+        "constitutional",
+        "Constitutional AI, Bai et al. 2022 (arXiv:2212.08073)",
+        "a student of answers revised by principles, one of the answers as they were",
+    ),
+    Entry(
+        "backtranslation",
+        "Instruction Backtranslation, Li et al. 2023 (arXiv:2308.06259)",
+        "problems written for documents: curated, uncurated, none",
+    ),
 )
 
 

@@ -68,23 +68,29 @@ def sample(
     loaded: LoadedModel, sums: Sequence[Sum], n: int, *, temperature: float = 0.8, seed: int = 0
 ) -> list[list[tuple[str, ...]]]:
     """Return `n` written solutions of every sum, each the lines that the model wrote; temperature 0 is greedy."""
+    asked = [messages(one.problem) for one in sums for _ in range(n)]
+    like = ["\n".join(one.steps) for one in sums]
+    texts = [lines(text) for text in write(loaded, asked, like, temperature=temperature, seed=seed)]
+    return [texts[start : start + n] for start in range(0, len(texts), n)]
+
+
+def write(
+    loaded: LoadedModel, asked: Sequence[tuple[Message, ...]], like: Sequence[str], *, temperature: float, seed: int = 0
+) -> list[str]:
+    """Return what the model writes for each prompt, of few tokens more than the longest of the texts `like` has.
+
+    Temperature 0 is greedy, above it every place has a seed of its own.
+    """
     engine = TorchEngine(loaded)
-    longest = max(len(engine.chat.ids("\n".join(one.steps))) for one in sums)
-    asked = [
-        GenerateRequest(
-            messages(one.problem),
-            max_tokens=longest + _ROOM,
-            temperature=temperature,
-            seed=(seed * 1_000_003 + place * n + draw) % 2**31,
-        )
-        for place, one in enumerate(sums)
-        for draw in range(n)
+    most = max(map(len, engine.chat.many_ids(like))) + _ROOM
+    requests = [
+        GenerateRequest(prompt, max_tokens=most, temperature=temperature, seed=(seed * 1_000_003 + place) % 2**31)
+        for place, prompt in enumerate(asked)
     ]
     try:
-        texts = [lines(one.text) for one in engine.generate_many(asked)]
+        return [one.text for one in engine.generate_many(requests)]
     finally:
         engine.close()
-    return [texts[start : start + n] for start in range(0, len(texts), n)]
 
 
 def lines(text: str) -> tuple[str, ...]:

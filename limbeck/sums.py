@@ -14,6 +14,9 @@ from limbeck.steps import Solution, rated
 
 METHOD = "sums"
 _WORDS = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
+_SIGNS = {word: sign for sign, word in _WORDS.items()}
+_OPERATION = re.compile(rf"({'|'.join(_SIGNS)}) (\d{{1,9}})\.")
+_PROBLEM = re.compile(rf"Start with (\d{{1,9}})\.((?: {_OPERATION.pattern})+) What is the result\?")
 _EQUATION = re.compile(
     r"(?:([\d)] ?[-+*x×/=^] ?)|(?<![\d.])(?<!\d,))(-?\d+) ?([-+*x×]) ?(\d+) ?= ?(-?\d+)(?!\d|[.,]\d| ?[-+*x×/=])"
 )
@@ -58,6 +61,18 @@ class Sum:
     def steps(self) -> tuple[str, ...]:
         """The worked solution: an equation for every operation, then the answer."""
         return _written(self.values, self.operations)
+
+
+def parse_sum(problem: str) -> Sum | None:
+    """Return the sum that these words tell as `Sum.problem` does, None where they tell none.
+
+    >>> parse_sum("Start with 12. Add 7. What is the result?")
+    Sum(start=12, operations=(('+', 7),))
+    """
+    told = _PROBLEM.fullmatch(problem.strip())
+    if told is None:
+        return None
+    return Sum(int(told[1]), tuple((_SIGNS[word], int(number)) for word, number in _OPERATION.findall(told[2])))
 
 
 def calculate(value: int, sign: str, number: int) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import InputError
-from limbeck.sums import Sum, answer_of, first_wrong_step, flawed, labelled, make_sums
+from limbeck.sums import Sum, answer_of, first_wrong_step, flawed, labelled, make_sums, parse_sum
 
 ONE = Sum(12, (("+", 7), ("*", 3), ("-", 50)))
 
@@ -54,6 +54,28 @@ def test_the_same_seed_gives_the_same_sums_and_none_twice() -> None:
     assert sums == make_sums(200, operations=2, seed=3) != make_sums(200, operations=2, seed=4)
     assert len({one.problem for one in sums}) == 200
     assert {sign for one in sums for sign, _ in one.operations} == {"+", "-", "*"}
+
+
+@given(st.integers(0, 10_000), st.integers(1, 8))
+def test_a_sum_is_read_back_from_its_words(seed: int, operations: int) -> None:
+    (one,) = make_sums(1, operations=operations, seed=seed)
+    assert parse_sum(one.problem) == parse_sum(f" {one.problem}\n") == one
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "",
+        "Start with 12. What is the result?",
+        "Start with 12. Add 7.",
+        "Start with 12. Divide by 3. What is the result?",
+        "Start with 12. Add 7. What is the result? Add 3.",
+        "Start with 12. Add 7.5. What is the result?",
+        f"Start with {'9' * 5000}. Add 7. What is the result?",
+    ],
+)
+def test_other_words_are_no_sum(problem: str) -> None:
+    assert parse_sum(problem) is None
 
 
 @pytest.mark.parametrize(

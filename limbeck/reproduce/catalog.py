@@ -56,6 +56,21 @@ CATALOG = (
         "own answers scored by the teacher, against the teacher's answers",
     ),
     Entry(
+        "evol",
+        "WizardLM, Xu et al. 2023 (arXiv:2304.12244)",
+        "problems made harder in rounds, against as many originals",
+    ),
+    Entry(
+        "filter",
+        "Phi-3, Abdin et al. 2024 (arXiv:2404.14219), as phi-1, Gunasekar et al. 2023 (arXiv:2306.11644)",
+        "what a classifier of quality keeps, against as many unfiltered rows",
+    ),
+    Entry(
+        "step-by-step",
+        "Distilling Step-by-Step, Hsieh et al. 2023 (arXiv:2305.02301)",
+        "rationales as a second task, against labels alone",
+    ),
+    Entry(
         "self-improvement", "Beyond Human Data, Singh et al. 2023 (arXiv:2312.06585)", "rounds of own verified answers"
     ),
     Entry(

@@ -29,16 +29,17 @@ def draw(outcome: Outcome, path: Path) -> Path:
 
 
 def _arms(axes: Any, outcome: Outcome) -> None:
-    claimed = {one.claim.better for one in outcome.compared}
+    claimed, least = {one.claim.better for one in outcome.compared}, 0.0
     for place, arm in enumerate(reversed(outcome.arms)):
         mean, low, high = mean_ci(arm.scores)
+        least = min(least, low)
         color = _BLUE if arm.name in claimed else _GREY
         axes.plot([low, high], [place, place], color=color, linewidth=2, solid_capstyle="round")
         axes.plot([mean], [place], "o", color=color, markersize=6)
         axes.annotate(f"{mean:.2f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(outcome.arms)), [arm.name for arm in reversed(outcome.arms)])
     axes.set_xlabel(f"{outcome.unit}, 95% interval")
-    axes.set_xlim(left=0, right=1.08)
+    axes.set_xlim(left=least, right=1.08)
 
 
 def _curves(axes: Any, outcome: Outcome) -> None:

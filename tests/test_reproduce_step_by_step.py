@@ -1,0 +1,56 @@
+"""The reproduction of distilling step-by-step: its rows, its answers, and students at equal numbers of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from limbeck.engine.loading import LoadedModel
+from limbeck.finetune.loop import TrainConfig
+from limbeck.reproduce import step_by_step
+from limbeck.reproduce.setting import Setting
+from limbeck.sums import Sum, make_sums
+
+ONE = Sum(12, (("+", 7), ("*", 3)))
+REASONED: Any = dspy.Signature("problem -> reasoning, answer")
+
+
+@pytest.fixture
+def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
+    model: Any = fresh_tiny.model
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer: Any = fresh_tiny.tokenizer
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
+
+
+def test_steps_are_written_where_the_program_writes_some_and_read_back() -> None:
+    ((direct, _),) = step_by_step.rendered(dspy.Signature("problem -> answer"), ONE).completions
+    ((both, _),) = step_by_step.rendered(REASONED, ONE).completions
+    assert direct == "57"
+    assert "12 + 7 = 19\n19 * 3 = 57" in both
+    assert step_by_step.is_answer(REASONED, ONE, both) == 1.0
+    assert step_by_step.is_answer(REASONED, ONE, both.replace("57", "58")) == 0.0
+    assert step_by_step.is_answer(REASONED, ONE, "12 + 7 = 19") == 0.0
+
+
+def test_a_rationale_is_asked_for_under_a_prompt_of_its_own(fresh_tiny: LoadedModel) -> None:
+    signature, config = dspy.Signature("problem -> answer"), TrainConfig(loss_per="token")
+    (row,) = step_by_step.rationale_rows(fresh_tiny, signature, [ONE], config)
+    tokenizer: Any = fresh_tiny.tokenizer
+    ((tokens, mass),) = row.branches
+    assert tokenizer.decode(tokens).startswith("12 + 7 = 19\n19 * 3 = 57")
+    assert "Do not answer yet" in tokenizer.decode(row.prompt)
+    assert mass == 1.0
+
+
+def test_all_students_answer_the_same_sums(setting: Setting) -> None:
+    outcome = step_by_step.run(setting, step_by_step.Sizes(rows=6, tested=5, epochs=1.0))
+    names = [step_by_step.LABELS, step_by_step.SECOND, step_by_step.TWICE, step_by_step.DECODED]
+    assert [arm.name for arm in outcome.arms] == names
+    assert all(len(arm.scores) == 5 for arm in outcome.arms)
+    answers = [one.answer for one in make_sums(11, operations=2, largest=20)[6:]]
+    assert f"right for {max(map(answers.count, answers)) / 5:.3f}" in outcome.notes[0]

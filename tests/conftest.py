@@ -17,6 +17,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from limbeck.engine import LoadedModel
+    from limbeck.reproduce.setting import Setting
 
 # Processes that run side by side compute on a core each: their threads would wait for one another.
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
@@ -174,6 +175,20 @@ def fresh_t5() -> LoadedModel:
 def fresh_tiny() -> LoadedModel:
     """A tiny Llama of this test's own, to train or to wrap."""
     return tiny_model("llama")
+
+
+@pytest.fixture
+def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
+    """A reproduction on a tiny model of its own, told to nobody."""
+    from limbeck.reproduce.setting import Setting
+
+    model: Any = fresh_tiny.model
+    # 400 tokens spell prompts almost by the letter.
+    model.config.max_position_embeddings = 16384
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer: Any = fresh_tiny.tokenizer
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 @pytest.fixture(scope="session")

@@ -238,7 +238,7 @@ def test_a_base_that_carries_layers_is_refused_and_keeps_them(fresh_tiny: Loaded
 
 def test_a_start_that_fails_leaves_no_layers(fresh_tiny: LoadedModel) -> None:
     before = logits(fresh_tiny.model)
-    with pytest.raises(ValueError, match="betas|learning rate"):
+    with pytest.raises(ValueError, match=r"betas|learning rate"):
         train(fresh_tiny, make_rows(fresh_tiny), replace(CONFIG, lr=-1.0, dtype="bfloat16"))
     assert torch.equal(logits(fresh_tiny.model), before)
 

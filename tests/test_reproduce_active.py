@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_reproduce_experiments import check_outcome, setting  # noqa: F401
+from test_reproduce_experiments import check_outcome
 
 from limbeck.errors import StageEmpty
 from limbeck.reproduce import active, prm
@@ -15,7 +15,7 @@ from limbeck.reproduce.setting import Setting
 SIZES = active.Sizes(2, (4,), (4, 6), prm.Sizes(worked=8, graded=4, tested=6, n=3, operations=2))
 
 
-def test_both_kinds_of_labels_choose_among_the_same_solutions(setting: Setting) -> None:  # noqa: F811
+def test_both_kinds_of_labels_choose_among_the_same_solutions(setting: Setting) -> None:
     outcome = active.run(setting, SIZES)
     names = ("4 labels, chosen", "4 labels, random", "6 labels, random")
     bounds = ("one solution", "a right one is among them")
@@ -26,7 +26,7 @@ def test_both_kinds_of_labels_choose_among_the_same_solutions(setting: Setting) 
     assert "labelled solutions" in (setting.folder / "figure.svg").read_text(encoding="utf-8")
 
 
-def test_more_labels_than_there_are_solutions_are_refused(setting: Setting) -> None:  # noqa: F811
+def test_more_labels_than_there_are_solutions_are_refused(setting: Setting) -> None:
     with pytest.raises(StageEmpty, match="500 are to be labelled"):
         active.run(setting, replace(SIZES, random=(4, 500)))
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
 from scripted import scripted
 
 from limbeck.compile.synthesizers import Synthesized
-from limbeck.engine.loading import LoadedModel
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import StageEmpty
 from limbeck.reproduce import backtranslation
@@ -87,16 +84,6 @@ def test_the_method_tries_every_document_and_keeps_the_worked_sums_with_their_pr
 def test_no_worked_sum_among_the_documents_ends_the_stage() -> None:
     with pytest.raises(StageEmpty, match="kept nothing"):
         curated([one for one in make_documents(SOLVED) if one.kind != "good"])
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.config.max_position_embeddings = 4096  # 400 tokens spell the prompts almost by the letter
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 def test_students_of_as_many_curated_and_uncurated_pairs_are_compared(setting: Setting) -> None:

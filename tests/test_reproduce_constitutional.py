@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 from scripted import scripted
@@ -135,16 +133,6 @@ def test_a_critic_without_a_fault_leaves_only_answers_that_break_nothing_and_pas
         assert not rule.broken(str(one.chosen["answer"]))
         assert one.p == 1.0
     assert preferred.preferences
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.config.max_position_embeddings = 2048  # 400 tokens spell the prompts almost by the letter
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 def test_assistant_and_students_are_compared_on_the_same_requests(setting: Setting) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted import scripted
 
-from limbeck.engine.loading import LoadedModel
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import InputError, StageEmpty
 from limbeck.reproduce import evol
@@ -18,15 +16,6 @@ from limbeck.signatures.evolve import NOTHING
 from limbeck.sums import Sum, parse_sum
 
 NO_SUM = "Start with nothing at all and then say what on earth comes of it."
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 def evolved(request: GenerateRequest) -> str:

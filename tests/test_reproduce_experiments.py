@@ -6,11 +6,9 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError, StageEmpty
 from limbeck.reproduce import coa, dpo, environment, on_policy, prm, self_improvement, weak_to_strong
 from limbeck.reproduce.catalog import CATALOG, find
@@ -21,15 +19,6 @@ from limbeck.reproduce.solver import row_of
 from limbeck.sums import Sum, make_sums
 
 TEXTS = {"sport": "the late goal won the match", "food": "bread and soup with cheese", "sky": "rain and wind at night"}
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 def check_outcome(outcome: Outcome, arms: Sequence[str], tested: int, folder: Path) -> None:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from limbeck.engine.loading import LoadedModel
 from limbeck.reproduce import filter as filtering
 from limbeck.reproduce.setting import Setting
 from limbeck.sums import make_sums
 
 GRADES = {filtering.RIGHT: 5, filtering.BARE: 3, filtering.SKIPPED: 3, filtering.SLIP: 1}
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
 
 
 def test_a_row_is_graded_by_its_own_steps() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_reproduce_experiments import TEXTS, check_outcome
 
 from limbeck.compile.optimize import UNCOMPILED
 from limbeck.compile.optimizers import MIPROv2, RandomSearch
-from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
 from limbeck.reproduce import mipro
 from limbeck.reproduce.setting import Setting
@@ -22,23 +20,16 @@ SIZES = mipro.Sizes(train=8, dev=9, tested=10, trials=2, candidates=3, tokens=12
 
 
 @pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    # A prompt that asks for instructions shows many rows at once: long ones, in this tokenizer's tokens.
-    model.config.max_position_embeddings = 16384
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
+def labelled(setting: Setting, tmp_path: Path) -> Setting:
+    """A setting whose data are 42 labelled rows."""
     rows = [{"text": f"{text} {n}", "label": label} for n in range(14) for label, text in TEXTS.items()]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Setting(
-        tmp_path / "out", f"hf:{tmp_path / 'tiny'}", data=str(tmp_path / "rows.jsonl"), tell=lambda text: None
-    )
+    return replace(setting, folder=tmp_path / "out", data=str(tmp_path / "rows.jsonl"))
 
 
-def test_four_programs_answer_the_same_rows(setting: Setting) -> None:
-    outcome = mipro.run(setting, SIZES)
-    check_outcome(outcome, (UNCOMPILED, mipro.BOOTSTRAP, mipro.SEARCH, mipro.MIPRO), 10, setting.folder)
+def test_four_programs_answer_the_same_rows(labelled: Setting) -> None:
+    outcome = mipro.run(labelled, SIZES)
+    check_outcome(outcome, (UNCOMPILED, mipro.BOOTSTRAP, mipro.SEARCH, mipro.MIPRO), 10, labelled.folder)
     assert outcome.settings["calls"] > 10
     assert len([note for note in outcome.notes if "on dev rows" in note]) == 3
     assert "MIPROv2 chose" in outcome.notes[-1]
@@ -49,8 +40,8 @@ def test_four_programs_answer_the_same_rows(setting: Setting) -> None:
         assert not told.endswith("not kept.") or arms[name] == arms[UNCOMPILED]
 
 
-def test_no_row_is_compiled_and_tested_on(setting: Setting) -> None:
-    _, task = read_labelled(setting, "mipro")
+def test_no_row_is_compiled_and_tested_on(labelled: Setting) -> None:
+    _, task = read_labelled(labelled, "mipro")
     split = mipro.cut(task, SIZES, seed=0)
     texts = [{row["text"] for row in part} for part in (split.train, split.dev, split.test)]
     assert [len(part) for part in texts] == [8, 9, 10]
@@ -70,8 +61,8 @@ def test_both_searches_score_equally_many_programs_on_dev() -> None:
     assert 3 + search.candidates == 1 + mine.trials == 10
 
 
-def test_without_optuna_nothing_is_compiled(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_nothing_is_compiled(labelled: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limbeck.compile.optimizers.find_spec", lambda name: None)
     with pytest.raises(InputError, match="optuna is not installed"):
-        mipro.run(setting, SIZES)
-    assert not setting.folder.exists()
+        mipro.run(labelled, SIZES)
+    assert not labelled.folder.exists()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import dspy
-import pytest
 
 from limbeck.engine.loading import LoadedModel
 from limbeck.finetune.loop import TrainConfig
@@ -15,20 +13,12 @@ from limbeck.reproduce.setting import Setting
 from limbeck.sums import Sum, make_sums
 
 ONE = Sum(12, (("+", 7), ("*", 3)))
-REASONED: Any = dspy.Signature("problem -> reasoning, answer")
-
-
-@pytest.fixture
-def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
-    model: Any = fresh_tiny.model
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer: Any = fresh_tiny.tokenizer
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    return Setting(tmp_path, f"hf:{tmp_path / 'tiny'}", tell=lambda text: None)
+_signature: Any = dspy.Signature
+DIRECT, REASONED = _signature("problem -> answer"), _signature("problem -> reasoning, answer")
 
 
 def test_steps_are_written_where_the_program_writes_some_and_read_back() -> None:
-    ((direct, _),) = step_by_step.rendered(dspy.Signature("problem -> answer"), ONE).completions
+    ((direct, _),) = step_by_step.rendered(DIRECT, ONE).completions
     ((both, _),) = step_by_step.rendered(REASONED, ONE).completions
     assert direct == "57"
     assert "12 + 7 = 19\n19 * 3 = 57" in both
@@ -38,7 +28,7 @@ def test_steps_are_written_where_the_program_writes_some_and_read_back() -> None
 
 
 def test_a_rationale_is_asked_for_under_a_prompt_of_its_own(fresh_tiny: LoadedModel) -> None:
-    signature, config = dspy.Signature("problem -> answer"), TrainConfig(loss_per="token")
+    signature, config = DIRECT, TrainConfig(loss_per="token")
     (row,) = step_by_step.rationale_rows(fresh_tiny, signature, [ONE], config)
     tokenizer: Any = fresh_tiny.tokenizer
     ((tokens, mass),) = row.branches

@@ -67,5 +67,6 @@ def word_features(texts: Sequence[str]) -> Callable[[Sequence[str]], Matrix]:
     """Return what makes tf-idf vectors [rows, words] of texts, over the words that these texts hold."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words: Any = TfidfVectorizer(sublinear_tf=True).fit(texts)
+    words: Any = TfidfVectorizer(sublinear_tf=True)
+    words.fit(texts)
     return lambda asked: words.transform(asked).toarray()

@@ -182,8 +182,8 @@ class Context:
     def row(self, place: int, length: int) -> KeyValues:
         """Return a copy of the last `length` states of a row of a batch."""
         layers, columns = cast("list[_GrowingLayer]", self._cache.layers), slice(self.length - length, self.length)
-        copies = ([x[place : place + 1, :, columns].clone() for x in (kept.keys, kept.values)] for kept in layers)
-        return KeyValues(tuple((keys, values) for keys, values in copies), length)
+        states = ((cast(Tensor, x.keys)[place, None], cast(Tensor, x.values)[place, None]) for x in layers)
+        return KeyValues(tuple((k[:, :, columns].clone(), v[:, :, columns].clone()) for k, v in states), length)
 
     def key_values(self) -> KeyValues:
         """Return the keys and values so far."""

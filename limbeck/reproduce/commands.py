@@ -20,7 +20,7 @@ def reproduce(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME", help="What to reproduce.", show_default=False)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Within five minutes on two cores, on fewer rows.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the work, for a first look.")] = False,
     model: Annotated[str, typer.Option(help="The small model that learns.")] = "embedded",
     seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
     data: Annotated[str, typer.Option(help="Your own labelled rows, where it can use them.", metavar="FILE")] = "",

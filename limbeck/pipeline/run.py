@@ -215,7 +215,8 @@ class _Way:
                 label_weakly(context) if weak else synthesize_stage(context, int(compiled["demos"]), self.program, turn)
             ),
         )
-        self.labelled = self._done(payload, "synthesize") if weak else {}
+        done = self._done(payload, "synthesize")
+        self.labelled = done if weak else {}
 
     def curate(self, compiled: Mapping[str, Any], gold: Tuned, turn: Turn = FIRST) -> None:
         """Keep what can be trusted."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dspy
 import pytest
 
 from limbeck.engine.loading import LoadedModel
 from limbeck.finetune.loop import TrainConfig
 from limbeck.reproduce import step_by_step
 from limbeck.reproduce.setting import Setting
+from limbeck.signatures.tasks import FieldSpec, build_signature
 from limbeck.sums import Sum, make_sums
 
 ONE = Sum(12, (("+", 7), ("*", 3)))
-REASONED: Any = dspy.Signature("problem -> reasoning, answer")
+ANSWER: Any = build_signature([FieldSpec("problem")], [FieldSpec("answer")], "Work it out.")
+REASONED: Any = build_signature([FieldSpec("problem")], [FieldSpec("reasoning"), FieldSpec("answer")], "Work it out.")
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def setting(fresh_tiny: LoadedModel, tmp_path: Path) -> Setting:
 
 
 def test_steps_are_written_where_the_program_writes_some_and_read_back() -> None:
-    ((direct, _),) = step_by_step.rendered(dspy.Signature("problem -> answer"), ONE).completions
+    ((direct, _),) = step_by_step.rendered(ANSWER, ONE).completions
     ((both, _),) = step_by_step.rendered(REASONED, ONE).completions
     assert direct == "57"
     assert "12 + 7 = 19\n19 * 3 = 57" in both
@@ -38,8 +39,7 @@ def test_steps_are_written_where_the_program_writes_some_and_read_back() -> None
 
 
 def test_a_rationale_is_asked_for_under_a_prompt_of_its_own(fresh_tiny: LoadedModel) -> None:
-    signature, config = dspy.Signature("problem -> answer"), TrainConfig(loss_per="token")
-    (row,) = step_by_step.rationale_rows(fresh_tiny, signature, [ONE], config)
+    (row,) = step_by_step.rationale_rows(fresh_tiny, ANSWER, [ONE], TrainConfig(loss_per="token"))
     tokenizer: Any = fresh_tiny.tokenizer
     ((tokens, mass),) = row.branches
     assert tokenizer.decode(tokens).startswith("12 + 7 = 19\n19 * 3 = 57")

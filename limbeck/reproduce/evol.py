@@ -76,7 +76,7 @@ class NewSums:
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Teach the evolver, evolve originals, train the students and compare them on easier and harder sums."""
-    sizes = sizes or setting.pick(Sizes(60, 30, 60), Sizes(160, 60, 200))
+    sizes = sizes or setting.pick(Sizes(40, 24, 50), Sizes(160, 60, 200))
     easier = mixed(sizes.tested + 3 * sizes.rows, _EASIER, setting.seed)
     tests = NewSums(tuple(easier[: sizes.tested]), tuple(mixed(sizes.tested, _HARDER, setting.seed)))
     originals = easier[sizes.tested :]

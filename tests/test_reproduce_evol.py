@@ -67,7 +67,7 @@ def test_the_evolver_learns_to_add_a_step_to_write_another_and_to_see_what_was_a
 def test_students_learn_as_many_rows_and_none_of_the_test(setting: Setting) -> None:
     sizes = evol.Sizes(rows=8, shown=3, tested=4)
     originals, harder = evol.mixed(24, (1, 2), seed=0), evol.mixed(4, (3, 4), seed=0)
-    tests = evol.Tests(tuple(evol.mixed(4, (1, 2), seed=5)), tuple(harder))
+    tests = evol.NewSums(tuple(evol.mixed(4, (1, 2), seed=5)), tuple(harder))
     more = evol.mixed(5, (2, 3), seed=3)
     made = evol.Made((*more, harder[0], more[0]), {"kept": 7})
     outcome = evol.students(setting, sizes, originals, made, tests)

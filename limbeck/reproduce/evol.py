@@ -62,7 +62,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Tests:
+class NewSums:
     """New sums of one or two operations, and as many of three or four."""
 
     easier: tuple[Sum, ...]
@@ -76,9 +76,9 @@ class Tests:
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Teach the evolver, evolve originals, train the students and compare them on easier and harder sums."""
-    sizes = sizes or setting.pick(Sizes(60, 30, 60), Sizes(160, 60, 200))
+    sizes = sizes or setting.pick(Sizes(40, 24, 50), Sizes(160, 60, 200))
     easier = mixed(sizes.tested + 3 * sizes.rows, _EASIER, setting.seed)
-    tests = Tests(tuple(easier[: sizes.tested]), tuple(mixed(sizes.tested, _HARDER, setting.seed)))
+    tests = NewSums(tuple(easier[: sizes.tested]), tuple(mixed(sizes.tested, _HARDER, setting.seed)))
     originals = easier[sizes.tested :]
     evolver = _evolver(setting, sizes.shown)
     engine, wanted = TorchEngine(evolver), sizes.rows - sizes.kept
@@ -214,7 +214,7 @@ def _rule(record: Record) -> str:
 # -- students ------------------------------------------------------------------------------------------------
 
 
-def students(setting: Setting, sizes: Sizes, originals: Sequence[Sum], made: Made, tests: Tests) -> Outcome:
+def students(setting: Setting, sizes: Sizes, originals: Sequence[Sum], made: Made, tests: NewSums) -> Outcome:
     """Train a student on each set of rows, as many in the first two, and compare them."""
     first = originals[: sizes.kept]
     fresh = [one for one in dict.fromkeys(made.sums) if one.problem not in tests.problems]

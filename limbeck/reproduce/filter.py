@@ -98,7 +98,7 @@ def filter_of(corpus: Sequence[Written], count: int, seed: int) -> QualityFilter
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Filter the corpus, train a student on each part of it and compare them on new sums."""
-    sizes = sizes or setting.pick(Sizes(60, 180, 60, 100), Sizes(150, 450, 90, 250))
+    sizes = sizes or setting.pick(Sizes(40, 130, 60, 100), Sizes(150, 540, 120, 400))
     sums = make_sums(sizes.corpus + sizes.tested, operations=sizes.operations, largest=LARGEST, seed=setting.seed)
     corpus, tested = corpus_of(sums[: sizes.corpus], setting.seed), sums[sizes.corpus :]
     found = filter_of(corpus, sizes.graded, setting.seed)

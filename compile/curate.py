@@ -101,10 +101,14 @@ def curate(
     """
     config = config or CurateConfig()
     privacy = PiiFilter(gold, config.pii) if config.pii else None
+    # By what a row is known to those made from it, which masking changes.
+    names: dict[str, str] = {}
     if privacy:
+        given = (*gold, *records)
         records = [privacy.apply(record) for record in records]
         # What is compared with masked rows must be masked as they are.
         gold, protected = [privacy.apply(row) for row in gold], [privacy.apply_text(text) for text in protected]
+        names = {masked.id: row.id for row, masked in zip(given, (*gold, *records), strict=True)}
     if judgement is not None:
         records = _all_judged(records, judgement, config)
     copies = NearDuplicates(threshold=config.near_duplicate)
@@ -124,10 +128,11 @@ def curate(
     )
 
     def remember(row: Record) -> None:
-        copies.add(row.id, record_text(row.inputs))
-        known[row.id] = row.inputs
+        name = names.get(row.id, row.id)
+        copies.add(name, record_text(row.inputs))
+        known[name] = row.inputs
         if meanings:
-            meanings.add(row.id, row.inputs, _group(row, output))
+            meanings.add(name, row.inputs, _group(row, output))
 
     for row in gold:
         remember(row)

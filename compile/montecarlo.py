@@ -202,12 +202,27 @@ class Consensus:
 def consensus_filter(solutions: Sequence[Solution], locate: Locator, *, threads: int = 16) -> Consensus:
     """Return the solutions whose first error `locate` finds at the same step, or that both hold faultless, in order.
 
+    One at which `locate` raises is unsure, unless it raises at every one; BudgetExceeded and ModelError pass.
+
     >>> one = Solution("?", ("a", "b"), (1, -1), Provenance("math-shepherd"))
     >>> consensus_filter([one], lambda solution: 1).kept == (one,), consensus_filter([one], lambda solution: 2).disagree
     (True, 1)
     """
     labelled = [one for one in solutions if None not in one.ratings[: _right_steps(one)]]
-    places = concurrently(locate, labelled, threads=threads)
+    errors: list[Exception] = []
+
+    def located(solution: Solution) -> int | None:
+        try:
+            return locate(solution)
+        except (BudgetExceeded, ModelError):
+            raise
+        except Exception as error:  # a stumble over one solution
+            errors.append(error)
+            return None
+
+    places = concurrently(located, labelled, threads=threads)
+    if errors and len(errors) == len(labelled):
+        raise errors[0]
     pairs = list(zip(labelled, places, strict=True))
     kept = tuple(one for one, place in pairs if place == _right_steps(one))
     unsure = places.count(None)

@@ -260,7 +260,8 @@ def write_rows(portions: Sequence[Portion], materials: Materials, wanted: int) -
     """Return about `wanted` records, each portion by its methods in turn.
 
     In a chain each method reads what the one before it kept; the records of the last one are returned, with the
-    rejected ones of all. A portion that gives nothing is left out and counted, unless all do: StageEmpty.
+    rejected ones of all. A portion that gives nothing is counted, and what its chain rejected before stays, unless all
+    give nothing: StageEmpty.
     """
     records: list[Record] = []
     preferences: list[Preference] = []
@@ -271,21 +272,24 @@ def write_rows(portions: Sequence[Portion], materials: Materials, wanted: int) -
         part = max(1, round(wanted * portion.share))
         own = replace(materials, seed=materials.seed + number)
         try:
-            made = _chained(portion, own, part)
-        except StageEmpty as error:
+            made, error = _chained(portion, own, part)
+        except StageEmpty as nothing:
+            made, error = Synthesized(()), nothing
+        if error is not None:
             errors.append(error)
             counts[f"{portion.name}: nothing"] += 1
-            continue
         records += made.records
         preferences += made.preferences
         counts.update(made.counts)
-        log[portion.name] = {"wanted": part, "written": sum(r.kept for r in made.records), **made.log}
-    if errors and not records:
+        if error is None:
+            log[portion.name] = {"wanted": part, "written": sum(r.kept for r in made.records), **made.log}
+    if len(errors) == len(portions) and errors:
         raise errors[0]
     return Synthesized(tuple(records), dict(counts), log, tuple(preferences))
 
 
-def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized:
+def _chained(portion: Portion, materials: Materials, wanted: int) -> tuple[Synthesized, StageEmpty | None]:
+    """Return what a portion's methods give, and the error of a later one that gives nothing; raise the first one's."""
     given: Sequence[Record] = materials.source.gold
     rejected: list[Record] = []
     preferences: list[Preference] = []
@@ -293,7 +297,12 @@ def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized
     log: dict[str, Any] = {}
     made = Synthesized(())
     for at, name in enumerate(portion.chain):
-        made = load_method(name)(given, materials, wanted)
+        try:
+            made = load_method(name)(given, materials, wanted)
+        except StageEmpty as error:
+            if at == 0:
+                raise
+            return Synthesized(tuple(rejected), dict(counts), log, tuple(preferences)), error
         counts.update(made.counts)
         warnings = [*log.get("warnings", ()), *made.log.get("warnings", ())]
         log |= {**made.log, **({"warnings": warnings} if warnings else {})}
@@ -301,4 +310,4 @@ def _chained(portion: Portion, materials: Materials, wanted: int) -> Synthesized
         if at + 1 < len(portion.chain):
             rejected += [r for r in made.records if not r.kept]
         given = [r for r in made.records if r.kept]
-    return Synthesized((*rejected, *made.records), dict(counts), log, tuple(preferences))
+    return Synthesized((*rejected, *made.records), dict(counts), log, tuple(preferences)), None

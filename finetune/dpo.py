@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
-from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, base_in, base_of, context_tokens, train
+from limbeck.finetune.adapters import base_in, base_of
+from limbeck.finetune.loop import Progress, TrainConfig, TrainResult, context_tokens, train
 from limbeck.finetune.objectives import Preference
 from limbeck.finetune.rows import RenderedRow, TrainRow, check_lengths, tokenize_rows
 from limbeck.finetune.step import read_rows, summed_logprobs

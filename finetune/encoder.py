@@ -14,16 +14,8 @@ from limbeck.engine.batching import batches_by_length
 from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.encoder import EncoderClassifier, untrained
 from limbeck.errors import InputError
-from limbeck.finetune.loop import (
-    Progress,
-    Run,
-    TrainConfig,
-    TrainResult,
-    attach_lora,
-    detach_lora,
-    has_adapter,
-    take_steps,
-)
+from limbeck.finetune.adapters import attach_lora, detach_lora, has_adapter
+from limbeck.finetune.loop import Progress, Run, TrainConfig, TrainResult, take_steps
 from limbeck.finetune.step import StepLoss
 
 if TYPE_CHECKING:

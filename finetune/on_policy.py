@@ -20,7 +20,8 @@ from limbeck.engine.compute import on_compute_thread
 from limbeck.engine.requests import GenerateRequest, Message
 from limbeck.engine.seq2seq import engine_of
 from limbeck.errors import InputError
-from limbeck.finetune.loop import base_of, context_tokens
+from limbeck.finetune.adapters import base_of
+from limbeck.finetune.loop import context_tokens
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import read_rows
 

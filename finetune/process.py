@@ -19,7 +19,8 @@ import torch
 from limbeck.engine.chat import Chat
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
-from limbeck.finetune.loop import base_of, context_tokens
+from limbeck.finetune.adapters import base_of
+from limbeck.finetune.loop import context_tokens
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import read_rows
 from limbeck.steps import RIGHT, WRONG

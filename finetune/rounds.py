@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import BudgetExceeded, InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, detach_lora, has_adapter, train
+from limbeck.finetune.adapters import attach_lora, detach_lora, has_adapter
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.round_report import Round, RoundReport, RoundStop
 from limbeck.finetune.rows import TrainRow
 from limbeck.stats import Estimate, mean_ci, mean_gap

@@ -16,7 +16,7 @@ import torch
 
 from limbeck.engine.compute import on_compute_thread
 from limbeck.errors import InputError
-from limbeck.finetune.loop import base_of
+from limbeck.finetune.adapters import base_of
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import read_rows
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from limbeck.compile.curate import Curated, Judgement, curate
 from limbeck.compile.dedup import record_text
 from limbeck.compile.labelmodel import LabelModel, fixed_label_model
+from limbeck.compile.pii import PiiConfig
 from limbeck.compile.thresholds import CurateConfig
 from limbeck.records import Provenance, Record
 from limbeck.verifiers import NonEmpty, OfType
@@ -81,6 +82,17 @@ def test_of_two_copies_the_first_survivor_stays() -> None:
     done = judged(bad, row(GOOD), row(GOOD.upper()), p=[[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     assert [r.reason for r in done.rejected] == ["disagrees", "duplicate"]
     assert [r.inputs["text"] for r in done.kept] == [GOOD]
+
+
+def test_a_masked_gold_row_is_still_the_parent_of_what_was_made_from_it() -> None:
+    parent = row("Write to ann@example.org about the order", method="gold")
+    child = Record(parent.inputs, parent.outputs, Provenance("star", parents=(parent.id,), seed=1))
+    other = Record(parent.inputs, parent.outputs, Provenance("label_conditioned", seed=1))
+    config = CurateConfig(pii=PiiConfig(action="mask"))
+    done = run(child, other, gold=[parent], config=config)
+    assert [r.provenance.method for r in done.kept] == ["star"]
+    assert "<EMAIL_1>" in str(done.kept[0].inputs)
+    assert [r.reason for r in done.rejected] == ["duplicate"]
 
 
 def test_verifiers_judge_the_label_that_is_kept() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from worlds import Graph
 
 import limbeck.environments
-from limbeck.environments.protocol import Guarded
+from limbeck.environments.protocol import Guarded, Outcome
 from limbeck.errors import InputError
 
 LINE = {"start": {"on": (0.25, "middle"), "off": (0.0, "")}, "middle": {"on": (0.5, "")}}
@@ -45,8 +47,8 @@ def test_no_step_before_the_beginning_or_after_the_end() -> None:
     assert world.reset(0).text == "start"
 
 
-@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, 1.001, -0.001])
-def test_a_reward_that_cannot_be_ends_the_episode_and_counts_nothing(reward: float) -> None:
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf, 1.001, -0.001, None, "1"])
+def test_a_reward_that_cannot_be_ends_the_episode_and_counts_nothing(reward: Any) -> None:
     world = Guarded(Graph({"start": {"on": (0.5, "middle")}, "middle": {"on": (reward, "start")}}))
     world.reset(0)
     assert world.step("on").reward == 0.5
@@ -86,6 +88,22 @@ def test_a_start_without_actions_and_actions_that_look_alike_are_refused() -> No
         Guarded(Graph({})).reset(7)
     with pytest.raises(InputError, match="blank or repeated"):
         Guarded(Graph({"start": {" ": (0.0, "")}})).reset(0)
+
+
+def test_actions_that_look_alike_end_an_episode_and_mean_nothing_at_its_end() -> None:
+    world = Guarded(Graph({"start": {"on": (0.5, "middle")}, "middle": {" ": (0.0, "")}}))
+    world.reset(0)
+    stuck = world.step("on")
+    assert (stuck.stop, stuck.reward, stuck.done) == ("bad actions", 0.5, True)
+    assert "blank or repeated" in stuck.fault
+
+    class Ended(Graph):
+        def step(self, action: str) -> Outcome:
+            return replace(super().step(action), done=True)
+
+    over = Guarded(Ended({"start": {"on": (0.5, "middle")}, "middle": {" ": (0.0, "")}}))
+    over.reset(0)
+    assert over.step("on").stop == "done"
 
 
 @pytest.mark.parametrize("rewards", [(1.0, 0.0), (0.0, math.inf), (math.nan, 1.0), (0.5, 0.5)])

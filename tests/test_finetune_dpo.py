@@ -12,8 +12,9 @@ import torch
 
 from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
+from limbeck.finetune.adapters import attach_lora
 from limbeck.finetune.dpo import prefer, preference_rows, with_reference
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.objectives import Preference
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients

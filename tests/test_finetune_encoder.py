@@ -12,8 +12,9 @@ import torch
 from limbeck.engine.encoder import SCALE, EncoderClassifier, load_classifier, token_ids, untrained
 from limbeck.engine.loading import LoadedModel, load_encoder
 from limbeck.errors import InputError
+from limbeck.finetune.adapters import attach_lora
 from limbeck.finetune.encoder import ClassRow, accumulate_classes, train_encoder
-from limbeck.finetune.loop import TrainConfig, attach_lora
+from limbeck.finetune.loop import TrainConfig
 
 LABELS = ("weather", "card", "spam")
 TEXTS = ["the card was lost or stolen", "see you at five", "win a free prize now see you at five", "yes"]

@@ -12,7 +12,8 @@ import torch
 from limbeck.engine.chat import Chat
 from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.objectives import Divergence, Objective
 from limbeck.finetune.on_policy import Asked, OnPolicy, check_vocabulary
 from limbeck.finetune.rows import TrainRow

@@ -15,7 +15,8 @@ from scripted import scripted
 from limbeck.engine.loading import LoadedModel
 from limbeck.engine.requests import GenerateRequest
 from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.packing import build_tree, group_rows
 from limbeck.finetune.process import (
     OutcomeRanker,

@@ -12,7 +12,8 @@ import torch
 from limbeck.engine.chat import Chat
 from limbeck.engine.loading import LoadedModel
 from limbeck.errors import BudgetExceeded, InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.round_report import Round
 from limbeck.finetune.rounds import Gathered, RoundsConfig, adapter_weights, run_rounds
 from limbeck.finetune.rows import TrainRow

@@ -14,7 +14,8 @@ from limbeck.engine.loading import LoadedModel
 from limbeck.engine.requests import ScoreRequest
 from limbeck.engine.seq2seq import Seq2SeqEngine, engine_of
 from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.objectives import Divergence, Objective, Preference, find_objective
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients, read_rows, summed_logprobs

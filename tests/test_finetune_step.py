@@ -14,7 +14,8 @@ import torch
 from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
 from limbeck.finetune import attention
-from limbeck.finetune.loop import TrainConfig, attach_lora
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.objectives import Divergence, Preference, find_objective
 from limbeck.finetune.packing import build_tree
 from limbeck.finetune.rows import TrainRow, check_lengths

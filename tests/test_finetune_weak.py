@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, attach_lora, train
+from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.objectives import find_objective
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients

@@ -207,6 +207,19 @@ def test_only_solutions_on_which_both_agree_are_kept_and_the_others_counted() ->
     assert (found.disagree, found.unsure, found.unlabelled) == (3, 1, 2)
 
 
+def test_one_stumble_of_a_judge_is_unsure_and_nothing_but_stumbles_is_an_error() -> None:
+    def stumbles(solution: Solution) -> int:
+        if solution.steps == ("a", "b"):
+            raise ValueError("stumbled")
+        return 1
+
+    one, other = rated(1, -1), rated(1, -1, None)
+    found = consensus_filter([one, other], stumbles)
+    assert (found.kept, found.unsure) == ((other,), 1)
+    with pytest.raises(ValueError, match="stumbled"):
+        consensus_filter([one], stumbles)
+
+
 def test_a_judge_of_steps_locates_the_first_that_it_rejects() -> None:
     def says(request: GenerateRequest) -> str:
         return "no" if "answer: c" in request.messages[-1][1] else "yes"

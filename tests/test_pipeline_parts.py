@@ -180,6 +180,15 @@ def test_options_that_do_not_fit_the_task_cost_nothing(changes: dict[str, Any], 
         check_task(RunConfig(out="a", labels="x", output=("label",), **changes), task)
 
 
+def test_rationales_as_a_second_task_need_a_student_that_has_some() -> None:
+    rows = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(3, 12)]
+    task = task_from_labels(rows, output="answer")
+    config = RunConfig(out="a", labels="x", output=("answer",), objective="step-by-step")
+    check_task(config, task)
+    with pytest.raises(InputError, match="answers by chains"):
+        check_task(replace(config, method=("chain_of_abstraction",)), task)
+
+
 def test_a_full_disk_is_known_by_any_librarys_words() -> None:
     full = runfolder._is_full  # pyright: ignore[reportPrivateUsage]
     assert full(RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"))

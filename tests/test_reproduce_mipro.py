@@ -41,7 +41,7 @@ def test_four_programs_answer_the_same_rows(labelled: Setting) -> None:
 
 
 def test_no_row_is_compiled_and_tested_on(labelled: Setting) -> None:
-    _, task = read_labelled(labelled, "mipro")
+    task = read_labelled(labelled, "mipro")
     split = mipro.cut(task, SIZES, seed=0)
     texts = [{row["text"] for row in part} for part in (split.train, split.dev, split.test)]
     assert [len(part) for part in texts] == [8, 9, 10]

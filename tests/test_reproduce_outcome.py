@@ -80,7 +80,7 @@ def test_an_outcome_has_its_paper_and_settings_and_arms_of_different_problems_ar
     setting = Setting(tmp_path, seed=4)
     done = setting.conclude("dpo", [CLAIM], arms([1.0] * 9, [0.0] * 9), unit="accuracy", settings={"beta": 0.1})
     assert "arXiv:2305.18290" in done.source
-    assert dict(done.settings) == {"model": "embedded", "seed": 4, "beta": 0.1}
+    assert dict(done.settings) == {"size": "full", "model": "embedded", "seed": 4, "beta": 0.1}
     assert done.verdict == "reproduced"
     with pytest.raises(InputError, match="treated: 2, plain: 1"):
         setting.conclude("dpo", [CLAIM], arms([1.0, 0.0], [1.0]), unit="accuracy", settings={})

@@ -122,6 +122,16 @@ def test_one_empty_portion_is_counted_and_all_empty_ones_end_the_stage():
 
 
 @pytest.mark.usefixtures("methods")
+def test_what_a_chain_refused_before_it_gave_nothing_stays():
+    made = write_rows(parse_methods(["double>nothing", "double"]), materials(), 12)
+    assert made.counts == {"unread": 2, "double>nothing: nothing": 1}
+    assert [r.reason for r in made.records if not r.kept] == ["third"] * 4
+    assert "double>nothing" not in made.log
+    with pytest.raises(StageEmpty, match="nothing came"):
+        write_rows(parse_methods(["double>nothing"]), materials(), 6)
+
+
+@pytest.mark.usefixtures("methods")
 def test_a_method_is_refused_before_anything_is_spent():
     with pytest.raises(InputError, match="unknown method 'dubble'"):
         check_methods(parse_methods(["dubble"]), source(), {})

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, Protocol
 
 from limbeck.errors import InputError
 
-# Why an episode ended: the environment said so, too many steps, nothing to do, a reward that cannot be.
-Stop = Literal["done", "too long", "no action", "bad reward"]
+# Why an episode ended: the environment said so, too many steps, nothing to do, actions or a reward that cannot be.
+Stop = Literal["done", "too long", "no action", "bad actions", "bad reward"]
 _SHOWN = 80
 
 
@@ -74,9 +75,9 @@ class Guarded:
     """An environment held to its word.
 
     A step that breaks it ends the episode with a named stop, reward 0 for that step, and what was won before stays:
-    "bad reward" (not finite, or outside the declared range), "no action" (none legal though the episode is not over),
-    "too long" (not over after `most_steps` steps). The caller's own faults raise InputError: an action that is not
-    legal, a step before `reset` or after the end.
+    "bad reward" (no finite number, or outside the declared range), "no action" (none legal though the episode is not
+    over), "bad actions" (blank or repeated ones then), "too long" (not over after `most_steps` steps). The caller's own
+    faults raise InputError: an action that is not legal, a step before `reset` or after the end.
 
     >>> from limbeck.environments.countdown import Countdown
     >>> world = Guarded(Countdown(numbers=2))
@@ -116,7 +117,8 @@ class Guarded:
         observation = self._inner.reset(seed)
         if not observation.actions:
             raise InputError(f"{self.name} has no legal action at the start of seed {seed}", valid="one or more")
-        self._check_actions(observation)
+        if fault := self._fault(observation):
+            raise InputError(fault, valid="distinct texts")
         self._legal, self._taken = observation.actions, 0
         return observation
 
@@ -129,7 +131,6 @@ class Guarded:
         if action not in self._legal:
             raise InputError(f"{action[:_SHOWN]!r} is not legal in {self.name}", valid=_listed(self._legal))
         outcome = self._inner.step(action)
-        self._check_actions(outcome.observation)
         self._taken += 1
         stop, fault = self._verdict(outcome)
         self._legal = outcome.observation.actions if stop is None else None
@@ -138,21 +139,24 @@ class Guarded:
 
     def _verdict(self, outcome: Outcome) -> tuple[Stop | None, str]:
         low, high = self.rewards
-        if not low <= outcome.reward <= high:  # NaN is never inside
-            return "bad reward", f"a reward of {outcome.reward} in {self.name}, which declares {low:g} to {high:g}"
+        reward: object = outcome.reward
+        if not (isinstance(reward, Real) and low <= reward <= high):  # NaN is never inside
+            return "bad reward", f"a reward of {reward!r} in {self.name}, which declares {low:g} to {high:g}"
         if outcome.done:
             return "done", ""
         if not outcome.observation.actions:
             return "no action", f"no legal action in {self.name} though the episode is not over"
+        if fault := self._fault(outcome.observation):
+            return "bad actions", fault
         if self._taken >= self.most_steps:
             return "too long", f"not over after {self._taken} steps in {self.name}"
         return None, ""
 
-    def _check_actions(self, observation: Observation) -> None:
-        """Raise InputError for actions that a policy could not tell apart."""
+    def _fault(self, observation: Observation) -> str:
+        """Return what is wrong with actions that a policy could not tell apart, "" for nothing."""
         actions = observation.actions
-        if len(set(actions)) < len(actions) or not all(action.strip() for action in actions):
-            raise InputError(f"{self.name} has blank or repeated actions: {_listed(actions)}", valid="distinct texts")
+        fine = len(set(actions)) == len(actions) and all(action.strip() for action in actions)
+        return "" if fine else f"{self.name} has blank or repeated actions: {_listed(actions)}"
 
 
 def _listed(actions: tuple[str, ...]) -> str:

@@ -26,7 +26,6 @@ from limbeck.pipeline.config import WORDS, Effort, RunConfig, check
 from limbeck.pipeline.dataquality import rules_of
 from limbeck.pipeline.parameters import local_parameters
 from limbeck.pipeline.students import StudentPlan, confidences, gold_recipes, prompt_text, prompts_tried
-from limbeck.pipeline.ways import by_chains
 from limbeck.task import Task
 
 _FLOPS = 250e9
@@ -173,7 +172,7 @@ def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
     if rules_of(config).toxic:
         looking = _Calls(n.gold + n.written + n.again, size.row + size.answer, _JUDGING, 1)
         found.append(line("toxic rows", [looking], model=config.judge_model if config.judge else config.teacher))
-    if config.objectives.rationales and not n.plan.writes_more and not by_chains(task, config.method, closed):
+    if config.objectives.rationales and not n.plan.writes_more:
         found.append(line("rationales", [_rationales(size, n.gold + n.judged)]))
     found.append(line("finetune", [], distilled))
     if config.rounds > 1:

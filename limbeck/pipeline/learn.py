@@ -130,8 +130,8 @@ def tune(
 ) -> Tuned:
     """Return the recipe of the highest mean out-of-fold value, the first of equals, ended where `_ended` says.
 
-    Without folds the first recipe is the fixed default and nothing is measured. `keep` keeps every fold's
-    adapter of the winner, for labelling new rows.
+    Without folds the first recipe is the fixed default and nothing is measured. `keep` keeps the folds' adapters of
+    all recipes, of which those of the winner label new rows.
     """
     if not context.split.n_folds:
         empty = np.full((len(context.split.gold), len(context.task.labels)), np.nan)

@@ -80,7 +80,12 @@ def prefer_stage(context: Context, best: Round, beta: float, name: str) -> Prefe
 
 
 def _differing(context: Context, number: int) -> list[Record]:
-    """Return the rows that curation refused for nothing but sampled answers that differ: which is what pairs teach."""
+    """Return the rows that curation refused for nothing but sampled answers that differ: which is what pairs teach.
+
+    None where a judge has a say, for it has not seen them.
+    """
+    if context.config.judge:
+        return []
     rejected = read_records(context.run.path / Turn(number).file(REJECTED))
     rows = [replace(row, kept=True, reason="") for row in rejected if row.reason == LOW_AGREEMENT]
     return [row for row in restrict(rows, parse_levels(context.config.level)) if row.kept]

@@ -62,6 +62,8 @@ def check_task(config: RunConfig, task: Task) -> None:
     check_judge(config, closed)
     if config.weak:
         check_weak(config, task, closed)
+    if config.objectives.rationales:
+        _check_reasons(config, task, closed)
     with_consent(task, allow_code=config.allow_code)
     if not closed and is_encoder(config.student):
         raise InputError(
@@ -84,6 +86,17 @@ def check_task(config: RunConfig, task: Task) -> None:
             f"--label-distribution names {', '.join(unknown[:5])}, which no labelled row has",
             valid=", ".join(task.labels[:20]),
         )
+
+
+def _check_reasons(config: RunConfig, task: Task, closed: bool) -> None:
+    """Raise InputError for a student that has no rationale to learn beside its answer."""
+    why = ""
+    if by_chains(task, config.method, closed):
+        why = "a student that answers by chains has no other rationale"
+    elif len(cast(Any, task.program).predictors()) > 1:
+        why = "a program of several predictors has no rationale of its own"
+    if why:
+        raise InputError(f"--objective step-by-step: {why}", valid="sft, or sft,dpo")
 
 
 def prepare(folder: RunFolder, task: Task) -> Context:

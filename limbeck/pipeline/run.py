@@ -264,7 +264,7 @@ class _Way:
         if not rows.enough(context.split.n_folds):
             return None
         objectives = context.config.objectives
-        if objectives.rationales and not context.plan.chains:
+        if objectives.rationales:
             rows = with_reasons(context, self.program, rows, number)
         way = self._way(rows)
         recipes = [

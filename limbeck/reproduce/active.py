@@ -18,7 +18,7 @@ import numpy as np
 
 from limbeck.compile.active import choose_to_label
 from limbeck.errors import StageEmpty
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.process import RewardModel, process_rows, solution_score
 from limbeck.reproduce import prm
 from limbeck.reproduce.outcome import Arm, Claim, Outcome

@@ -28,7 +28,7 @@ from limbeck.compile.label import Labeler
 from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import GOLD, Materials, Synthesized
 from limbeck.engine.loading import load_model
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.models import CompactAdapter, render
 from limbeck.programs.backtranslate import PairRater, RequestWriter

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from limbeck.chains import ChainError, parse_chain, run_chain
 from limbeck.engine.loading import load_model
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.rows import tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting

@@ -26,8 +26,9 @@ from limbeck.compile.source import Source
 from limbeck.compile.synthesizers import GOLD
 from limbeck.engine.loading import load_model
 from limbeck.errors import StageEmpty
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.dpo import prefer, preference_rows
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.objectives import Preference
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.models import CompactAdapter, render

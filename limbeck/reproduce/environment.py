@@ -16,7 +16,8 @@ from limbeck.engine.torch_engine import TorchEngine
 from limbeck.environments.countdown import Countdown
 from limbeck.environments.protocol import Observation
 from limbeck.environments.rollouts import Student, play
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.practice import Play
 from limbeck.finetune.rounds import RoundsConfig, run_rounds
 from limbeck.reproduce.outcome import Arm, Claim, Outcome

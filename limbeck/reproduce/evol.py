@@ -26,7 +26,7 @@ from limbeck.compile.synthesizers import GOLD, Materials
 from limbeck.engine.loading import LoadedModel, load_model
 from limbeck.engine.torch_engine import TorchEngine
 from limbeck.errors import InputError
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.rows import tokenize_rows
 from limbeck.models import LM, CompactAdapter, Rendered, TorchBackend, render
 from limbeck.records import MANUAL, Provenance, Record

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from limbeck.compile.quality import QualityConfig, QualityFilter, quality_filter
 from limbeck.engine.loading import load_model
 from limbeck.errors import StageEmpty
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.finetune.rows import tokenize_rows
 from limbeck.reproduce.outcome import Arm, Claim, Outcome
 from limbeck.reproduce.setting import Setting
@@ -127,7 +127,8 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
             f"On {report.held} graded rows kept aside: {_share(report.base)} good; of what the filter keeps "
             f"{_share(report.precision)}, and it keeps {_share(report.recall)} of the good.",
             f"The corpus: {_kinds(corpus)}. Kept: {_kinds(kept)}; learned from: {_kinds(parts[FILTERED])}.",
-            "Grades are exact, where the papers' and a run's come from a large model.",
+            "Grades are exact, where the papers' and a run's come from a large model; graded rows are kept by their "
+            "grades, others by the classifier.",
         ],
     )
 

@@ -58,7 +58,7 @@ class Sizes:
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     """Compile the program in each way and compare what came out on the test rows."""
     sizes = sizes or setting.pick(Sizes(20, 40, 100, 9, 5), Sizes(24, 64, 200, 29, 10))
-    _, task = read_labelled(setting, "mipro")
+    task = read_labelled(setting, "mipro")
     split = cut(task, sizes, setting.seed)
     for name, one in ways(sizes):
         if reason := one.refuse(task, split, None):

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from limbeck.engine.chat import Chat
 from limbeck.engine.loading import LoadedModel, load_model
-from limbeck.finetune.loop import TrainConfig, detach_lora, train
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.objectives import Divergence
 from limbeck.finetune.on_policy import Asked, OnPolicy
 from limbeck.finetune.rows import TrainRow, tokenize_rows

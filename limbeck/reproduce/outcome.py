@@ -149,6 +149,10 @@ def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
+def _titled(outcome: Outcome) -> str:
+    return f"{outcome.name}, quick" if outcome.settings.get("size") == "quick" else outcome.name
+
+
 def page(outcomes: Sequence[Outcome]) -> str:
     """Return the outcomes as Markdown: a table of claims, then every reproduction's arms and settings."""
     lines = ["| reproduction | claim | measured | verdict |", "|---|---|---|---|"]
@@ -157,9 +161,9 @@ def page(outcomes: Sequence[Outcome]) -> str:
             low, high = one.ci95
             found = f"{one.claim.better} - {one.claim.worse}: {one.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
             found += "" if one.verdict == "reproduced" else f" (shows effects from {one.detectable:.3f})"
-            lines.append(f"| {outcome.name} | {one.claim.text} | {found} | **{one.verdict}** |")
+            lines.append(f"| {_titled(outcome)} | {one.claim.text} | {found} | **{one.verdict}** |")
     for outcome in outcomes:
-        lines += ["", f"## {outcome.name}", "", f"{outcome.source}. {_settings(outcome.settings)}.", ""]
+        lines += ["", f"## {_titled(outcome)}", "", f"{outcome.source}. {_settings(outcome.settings)}.", ""]
         lines += [f"| arm | {outcome.unit} |", "|---|---|"]
         for arm in outcome.arms:
             mean, low, high = mean_ci(arm.scores)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.engine.loading import load_model
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.process import RewardModel, StepEncoder, outcome_rows, process_rows, solution_score, verdicts
 from limbeck.programs.best_of_n import Candidate, MajorityVote, Ranker, WeightedVote
 from limbeck.reproduce.outcome import Arm, Claim, Outcome

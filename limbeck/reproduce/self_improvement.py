@@ -12,7 +12,8 @@ from typing import Any
 
 from limbeck.compile.distribution import distinct
 from limbeck.engine.loading import load_model
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.rounds import RoundsConfig, run_rounds
 from limbeck.finetune.selftrain import Problem, SelfTraining
 from limbeck.reproduce.outcome import Arm, Claim, Outcome

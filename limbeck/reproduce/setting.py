@@ -67,6 +67,6 @@ class Setting:
             raise InputError(f"arms with different numbers of problems: {sizes}", valid="the same problems for all")
         by_name = {arm.name: arm for arm in arms}
         compared = tuple(judge(one, by_name[one.better], by_name[one.worse], chance=chance) for one in claims)
-        told = {"model": self.model, "seed": self.seed, **settings}
+        told = {"size": self.pick("quick", "full"), "model": self.model, "seed": self.seed, **settings}
         paper, seconds = find(name).paper, self.seconds
         return Outcome(name, paper, unit, tuple(arms), compared, told, tuple(notes), seconds, dict(curves or {}), axis)

@@ -20,7 +20,8 @@ from dspy.utils.exceptions import AdapterParseError
 from limbeck.engine.loading import load_model
 from limbeck.engine.requests import GenerateRequest
 from limbeck.engine.torch_engine import TorchEngine
-from limbeck.finetune.loop import TrainConfig, detach_lora
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.rows import TrainRow, tokenize_rows
 from limbeck.finetune.step_by_step import second_task
 from limbeck.models import CompactAdapter, Rendered, render

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from limbeck.engine.torch_engine import TorchEngine
-from limbeck.finetune.loop import detach_lora
+from limbeck.finetune.adapters import detach_lora
 from limbeck.models import LM, TorchBackend
 
 if TYPE_CHECKING:

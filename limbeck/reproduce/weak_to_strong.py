@@ -20,7 +20,8 @@ from limbeck.engine.loading import load_model
 from limbeck.engine.requests import ScoreRequest
 from limbeck.engine.torch_engine import TorchEngine
 from limbeck.errors import InputError
-from limbeck.finetune.loop import TrainConfig, detach_lora, train
+from limbeck.finetune.adapters import detach_lora
+from limbeck.finetune.loop import TrainConfig, train
 from limbeck.finetune.rows import PlainRow, tokenize_rows
 from limbeck.finetune.weak import Confidence, recovered
 from limbeck.reproduce.outcome import Arm, Claim, Outcome
@@ -64,8 +65,8 @@ class Texts:
         return replace(self, texts=self.texts[start:stop], labels=self.labels[start:stop])
 
 
-def read_labelled(setting: Setting, name: str) -> tuple[list[dict[str, Any]], Task]:
-    """Return the user's labelled rows, the quickstart's without any, and their task for the reproduction `name`.
+def read_labelled(setting: Setting, name: str) -> Task:
+    """Return the task of the user's labelled rows, of the quickstart's without any, for the reproduction `name`.
 
     Raises InputError for no file and for a column that is no closed set of labels.
     """
@@ -84,19 +85,25 @@ def read_labelled(setting: Setting, name: str) -> tuple[list[dict[str, Any]], Ta
     task = task_from_labels(rows, output=output)
     if not task.labels:
         raise InputError(f"{output!r} is no closed set of labels", valid="a column of few distinct values")
-    return rows, task
+    return task
 
 
 def read_texts(setting: Setting) -> Texts:
-    """Return the user's labelled rows in a seeded order, the quickstart's without any; InputError for too few."""
-    rows, task = read_labelled(setting, "weak-to-strong")
-    output = setting.output or "label"
-    random.Random(setting.seed).shuffle(rows)
-    texts = tuple(" ".join(str(value) for name, value in row.items() if name != output) for row in rows)
-    found = Texts(texts, tuple(str(row[output]) for row in rows), tuple(task.labels))
-    if len(rows) < 3 * len(found.names) or len(rows) < 30:
+    """Return the user's labelled texts in a seeded order, each once, the quickstart's without any.
+
+    Raises InputError for too few.
+    """
+    task = read_labelled(setting, "weak-to-strong")
+    by_text: dict[str, str] = {_text(one): task.label_of(one) for one in task.examples}
+    rows = list(by_text.items())
+    if len(rows) < max(30, 3 * len(task.labels)):
         raise InputError(f"{len(rows)} labelled rows", valid="30 or more, and three a label")
-    return found
+    random.Random(setting.seed).shuffle(rows)
+    return Texts(tuple(text for text, _ in rows), tuple(label for _, label in rows), tuple(task.labels))
+
+
+def _text(row: Any) -> str:
+    return " ".join(map(str, row.inputs().values()))
 
 
 def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
@@ -105,6 +112,8 @@ def run(setting: Setting, sizes: Sizes | None = None) -> Outcome:
     everything = read_texts(setting)
     half = min(sizes.half, len(everything.texts) // 3)
     seen, given = everything.part(0, half), everything.part(half, 2 * half)
+    if len(set(seen.labels)) < 2:
+        raise InputError(f"the first {half} rows have one label, {seen.labels[0]!r}", valid="rows of several labels")
     tested = everything.part(2 * half, 2 * half + sizes.tested)
     weak_given, weak_tested = _weak(seen, [given.texts, tested.texts])
     right = tuple(

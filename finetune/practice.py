@@ -26,9 +26,8 @@ class Play:
 
     A held-out seed is played greedily and scored by its undiscounted return. `aside` are further seeds that are never
     trained on: those of a later test. Training seeds that begin as a held-out one or one of these does are left out,
-    for equal states are equal rows. `memory` is how many earlier rounds' trajectories stay in
-    the log that values come from. Train with `normalize="labels"`: the loss is then over the legal actions, as the
-    policy is.
+    for equal states are equal rows. `memory` is how many earlier rounds' trajectories stay in the log that values come
+    from. Train with `normalize="labels"`: the loss is then over the legal actions, as the policy is.
 
     `trajectories` holds all that was played to learn from, round by round, `records` the same as records of level 6.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from limbeck.engine.seq2seq import Seq2SeqEngine, engine_of
 from limbeck.errors import InputError
 from limbeck.finetune.adapters import attach_lora
 from limbeck.finetune.loop import TrainConfig, train
-from limbeck.finetune.objectives import Divergence, Objective, Preference, find_objective
+from limbeck.finetune.objectives import Divergence, Preference, find_objective
 from limbeck.finetune.rows import TrainRow
 from limbeck.finetune.step import accumulate_gradients, read_rows, summed_logprobs
 
@@ -110,21 +111,35 @@ def test_rows_are_read_without_gradients_in_their_order(fresh_t5: LoadedModel) -
         assert [list(one) for one in seen] == [pytest.approx(one, rel=1e-3) for one in expected]
 
 
-def test_preferences_and_divergences_see_the_same_branches(fresh_t5: LoadedModel) -> None:
-    soft, *_, pair, _ = (*make_rows(fresh_t5)[:1], *make_rows(fresh_t5)[2:])
-    model = student(fresh_t5).get_base_model()
-    (reference,) = read_rows(model, [pair], summed_logprobs)
-    row = TrainRow(pair.prompt, pair.branches, reference=reference)
-    # Against itself nothing is preferred yet.
-    (loss,) = read_rows(model, [row], lambda view: float(Preference()(view)))
-    assert loss == pytest.approx(math.log(2), abs=1e-5)
-    (teacher,) = read_rows(model, [soft], lambda view: view.vocabulary.clone())
+def plain_logits(model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """The log-probabilities [tokens, V] before each token of one answer, by the model's own forward pass."""
+    source = torch.tensor([[*prompt, model.config.eos_token_id]])
+    shifted = torch.tensor([[model.config.decoder_start_token_id, *tokens[:-1]]])
+    return torch.log_softmax(model(input_ids=source, decoder_input_ids=shifted, use_cache=False).logits[0], dim=-1)
+
+
+def test_preferences_and_divergences_are_those_of_plain_passes(fresh_t5: LoadedModel) -> None:
+    soft, _, pair, _ = make_rows(fresh_t5)
+    model = student(fresh_t5).get_base_model().double()
+    with torch.no_grad():
+        chosen, rejected = plain_logprobs(model, pair).tolist()
+        own = [plain_logits(model, soft.prompt, tokens) for tokens, _ in soft.branches]
+    h = 0.1 * ((chosen + 3.0) - (rejected + 40.0))
+    expected = -0.5 * math.log(1 / (1 + math.exp(-h))) - 0.5 * math.log(1 / (1 + math.exp(h)))
+    asked = TrainRow(pair.prompt, pair.branches, reference=(-3.0, -40.0))
+    (loss,) = read_rows(model, [asked], lambda view: float(Preference(0.1)(view)))
+    assert abs(h) > 0.5
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+    drawn = torch.randn(sum(map(len, own)), own[0].shape[-1], generator=torch.Generator().manual_seed(0))
+    teacher = torch.log_softmax(2 * drawn.double(), dim=-1)
+    total = weight = 0.0
+    for (tokens, mass), said, wanted in zip(soft.branches, own, teacher.split([len(one) for one in own]), strict=True):
+        total += mass * float((wanted.exp() * (wanted - said)).sum())
+        weight += mass * len(tokens)
     taught = TrainRow(soft.prompt, soft.branches, teacher=teacher)
-    scored = sum(len(tokens) for tokens, _ in soft.branches)
-    assert teacher.shape == (scored, model.config.vocab_size)
-    objective: Objective = Divergence()
-    (apart,) = read_rows(model, [taught], lambda view: float(objective(view)))
-    assert apart == pytest.approx(0, abs=1e-6)
+    (apart,) = read_rows(model, [taught], lambda view: float(Divergence(0.0)(view)))
+    assert apart == pytest.approx(total / weight, rel=1e-4)
 
 
 def test_training_learns_and_the_saved_adapter_answers_the_same(fresh_t5: LoadedModel, tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def tell_gain(context: Context, labelled: Mapping[str, Any], gold: Tuned, studen
     context.run.stage_log.append(
         {
             "name": "weak to strong",
+            "kept": f"{name} {weak.mean:.3f}, its student {student.score:.3f}",
             "weak": name,
             "out_of_fold": weak.mean,
             "ci95": [weak.low, weak.high],

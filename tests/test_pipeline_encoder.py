@@ -105,14 +105,16 @@ def test_options_that_do_not_fit_are_refused(config: RunConfig) -> None:
 
 
 def test_recipes_of_an_encoder_try_both_ways_unless_one_is_asked_for(config: RunConfig) -> None:
-    both = gold_recipes(config, True)
+    task = task_from_labels(_rows(6), output="label", instructions="Sort the messages.")
+    plan = StudentPlan(config.student, CompactAdapter(), task)
+    both = gold_recipes(config, plan)
     assert [recipe.head_only for recipe in both] == [False, True]
     assert {recipe.normalize for recipe in both} == {"labels"}
-    assert [recipe.head_only for recipe in gold_recipes(replace(config, tune="head"), True)] == [True]
-    assert [recipe.head_only for recipe in gold_recipes(replace(config, tune="lora"), True)] == [False]
+    assert [recipe.head_only for recipe in gold_recipes(replace(config, tune="head"), plan)] == [True]
+    assert [recipe.head_only for recipe in gold_recipes(replace(config, tune="lora"), plan)] == [False]
     assert (prompts_tried(config), prompts_tried(replace(config, student="embedded"))) == ((False,), (False, True))
     # What other students' stages are found by stays as it was.
-    assert "head_only" not in gold_recipes(replace(config, student="embedded"), True)[0].values()
+    assert "head_only" not in gold_recipes(replace(config, student="embedded"), plan)[0].values()
     assert both[1].values()["head_only"]
     assert "head only" in both[1].summary()
 

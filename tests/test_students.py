@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
+import dspy
 from conftest import tiny_tokenizer
 
 from limbeck.compile.backtranslate import DOCUMENT_TAG, SEED_TAG, TAGS
 from limbeck.models import CompactAdapter
-from limbeck.pipeline.students import Recipe, StudentPlan, training_rows
+from limbeck.pipeline.config import RunConfig
+from limbeck.pipeline.fitting import looks
+from limbeck.pipeline.students import Recipe, StudentPlan, gold_recipes, training_rows
 from limbeck.records import Provenance, Record
 from limbeck.task import Task, task_from_labels
 
@@ -52,3 +56,16 @@ def test_without_documents_no_row_carries_one() -> None:
     prompts = _prompts(StudentPlan("embedded", CompactAdapter(), task))
     assert len(set(prompts)) == 1
     assert not any(sentence in prompts[0] for sentence in TAGS.values())
+
+
+def test_a_quick_run_of_a_program_that_reasons_makes_fewer_steps() -> None:
+    task = _task()
+    direct = StudentPlan("embedded", CompactAdapter(), task)
+    program = dspy.ChainOfThought(cast(Any, task.program.predictors()[0]).signature)
+    reasons = replace(direct, task=replace(task, program=program))
+    quick, standard = RunConfig("run"), RunConfig("run", effort="standard")
+    assert [len(gold_recipes(quick, plan)) for plan in (direct, reasons)] == [2, 1]
+    assert 2 * gold_recipes(quick, reasons)[0].epochs == gold_recipes(quick, direct)[0].epochs
+    assert [len(gold_recipes(standard, plan)) for plan in (direct, reasons)] == [3, 3]
+    assert gold_recipes(standard, reasons)[0].epochs == gold_recipes(standard, direct)[0].epochs
+    assert (looks(direct), looks(reasons)) == (2, 1)

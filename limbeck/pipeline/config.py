@@ -30,8 +30,9 @@ class Effort:
     """How much one effort level spends; counts are rows, `samples` answers per open input.
 
     `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
-    costs `samples` texts. Programs that reason write several times as much a row and get a quarter of the rows.
-    `demos` says which prompts the student is tried with: without the demonstrations, with them, or both.
+    costs `samples` texts. Programs that reason write several times as much a row and get a quarter of the rows; where
+    `brief`, they are also trained at the first learning rate alone and in half the passes of other texts. `demos`
+    says which prompts the student is tried with: without the demonstrations, with them, or both.
     """
 
     folds: int
@@ -46,11 +47,16 @@ class Effort:
     samples: int
     open_rows: int
     demos: tuple[bool, ...] = (False,)
+    brief: bool = False
 
-    def passes(self, closed: bool) -> tuple[int, int]:
+    def passes(self, closed: bool, reasons: bool) -> tuple[int, int]:
         """Return the passes over the labels alone and over all rows; whole texts take twice as many as labels."""
-        factor = 1 if closed else 2
+        factor = 1 if closed or (self.brief and reasons) else 2
         return factor * self.gold_epochs, factor * self.student_epochs
+
+    def rates(self, reasons: bool) -> tuple[float, ...]:
+        """Return the learning rates that are tried on the labels alone."""
+        return self.learning_rates[:1] if self.brief and reasons else self.learning_rates
 
     def rows_to_label(self, closed: bool, reasons: bool) -> int:
         """Return how many unlabelled rows are labelled at most."""
@@ -77,6 +83,7 @@ EFFORTS: Mapping[str, Effort] = {
         test_rows=400,
         samples=3,
         open_rows=200,
+        brief=True,
     ),
     "standard": Effort(
         folds=3,

@@ -25,7 +25,7 @@ from limbeck.pipeline.students import Recipe, StudentPlan, predict, rendered_row
 from limbeck.records import Record
 
 # Evenly spaced points of a fit at which held-out rows are predicted: the dev metric chooses where to end.
-LOOKS = 2
+_LOOKS = 2
 
 
 class _Train(Protocol):
@@ -58,6 +58,11 @@ class Fit:
     too_long: int = 0
 
 
+def looks(plan: StudentPlan) -> int:
+    """Return at how many points of a fit held-out rows are predicted: rationales take as long as the training."""
+    return 1 if plan.writes_more else _LOOKS
+
+
 def fit(
     plan: StudentPlan,
     recipe: Recipe,
@@ -66,11 +71,12 @@ def fit(
     held_out: Sequence[dspy.Example] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Fit:
-    """Train one student on the records; predict `held_out` at `LOOKS` evenly spaced points of training."""
+    """Train one student on the records; predict `held_out` at `looks(plan)` evenly spaced points of training."""
     ready = (_encoder if is_encoder(plan.base) else _language_model)(plan, recipe, records)
     total, seen = recipe.train_config(plan.closed).steps(ready.rows), list[SystemResult]()
-    every = max(1, -(-total // LOOKS))
-    last = max(every, round(LOOKS * recipe.stop) * every)
+    points = looks(plan)
+    every = max(1, -(-total // points))
+    last = max(every, round(points * recipe.stop) * every)
 
     def look(step: int, student: LoadedModel) -> float:
         if held_out:

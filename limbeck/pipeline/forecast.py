@@ -186,8 +186,8 @@ def _weak_lines(config: RunConfig, n: _Counts) -> tuple[Line, ...]:
     tuned, distilled, _ = _trained(config, n)
     own = 0.0 if config.weak == WORDS else local_parameters(config.weak)
     weak = replace(config, student=config.weak)
-    gold_passes, _ = config.spend.passes(n.plan.closed)
-    fitted = n.gold * gold_passes * len(gold_recipes(weak, n.plan.closed)) * 2 * n.size.row
+    gold_passes, _ = config.spend.passes(n.plan.closed, n.plan.writes_more)
+    fitted = n.gold * gold_passes * len(gold_recipes(weak, n.plan)) * 2 * n.size.row
     student = local_parameters(config.student)
     minutes = {
         "labels alone": _minutes(tuned, student, _TRAIN_FACTOR),
@@ -200,10 +200,10 @@ def _weak_lines(config: RunConfig, n: _Counts) -> tuple[Line, ...]:
 
 def _trained(config: RunConfig, n: _Counts) -> tuple[float, float, float]:
     """Return the tokens that are trained on: the labels alone, the student, and its further rounds."""
-    gold_passes, passes = config.spend.passes(n.plan.closed)
+    gold_passes, passes = config.spend.passes(n.plan.closed, n.plan.writes_more)
     fits = len(config.spend.gold_weights) * len(prompts_tried(config)) * len(confidences(config)) + 1
     rows = n.gold + n.pool + n.written
-    tuned = n.gold * gold_passes * len(gold_recipes(config, n.plan.closed)) * 2
+    tuned = n.gold * gold_passes * len(gold_recipes(config, n.plan)) * 2
     # Each further round fits a student on all rows so far.
     redone = (rows + n.again) * passes * (fits - 1) * (config.rounds - 1)
     return tuned * n.size.row, rows * passes * fits * n.size.row, redone * n.size.row

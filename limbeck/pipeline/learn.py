@@ -17,7 +17,7 @@ import numpy as np
 from limbeck.comparison import SystemResult
 from limbeck.finetune.loop import Progress
 from limbeck.pipeline.context import Context
-from limbeck.pipeline.fitting import LOOKS, fit, lm_of, load_student, save
+from limbeck.pipeline.fitting import fit, lm_of, load_student, looks, save
 from limbeck.pipeline.pairs import align
 from limbeck.pipeline.students import Matrix, Recipe, StudentPlan, label_matrix, predict, usefulness
 from limbeck.preferences import Preference
@@ -143,13 +143,14 @@ def tune(
             (context.split.held_out(one.fold), one.stored())
             for one in fold_fits(context, name, recipe, records_for, keep)
         ]
-        looks: list[Tuned] = []
-        for at in range(LOOKS):
+        seen: list[Tuned] = []
+        points = looks(context.plan)
+        for at in range(points):
             # A fit of very few steps has fewer looks; its last one stands for the rest.
-            seen = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
-            looks.append(gathered(context, replace(recipe, stop=(at + 1) / LOOKS), seen))
-        tried += looks
-        ended.append(_ended(looks))
+            found = [(rows, payload["looks"][min(at, len(payload["looks"]) - 1)]) for rows, payload in fits]
+            seen.append(gathered(context, replace(recipe, stop=(at + 1) / points), found))
+        tried += seen
+        ended.append(_ended(seen))
     best = max(ended, key=lambda one: round(float(np.mean(one.useful)), 6))
     log = [{**one.recipe.values(), "useful": float(np.mean(one.useful)), "score": one.score} for one in tried]
     return replace(best, tried=tuple(log))

@@ -168,7 +168,7 @@ class _Way:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
         context = self.context
         self.gold = self._gold_rows()
-        recipes = gold_recipes(context.config, context.closed)
+        recipes = gold_recipes(context.config, context.plan)
         context.run.reporter.stage("learn from the labels alone")
 
         tuned = tune(context, GOLD_ONLY, recipes, self._gold_outside, keep=context.closed)
@@ -271,7 +271,7 @@ class _Way:
             with_steps(
                 replace(
                     gold.recipe,
-                    epochs=spend.passes(context.closed)[1],
+                    epochs=spend.passes(context.closed, context.plan.writes_more)[1],
                     gold_weight=weight,
                     normalize="labels" if context.config.weak else gold.recipe.normalize,
                     batch_size=16 if context.closed else 8,

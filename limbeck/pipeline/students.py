@@ -95,10 +95,11 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
 
-def gold_recipes(config: RunConfig, closed: bool) -> list[Recipe]:
+def gold_recipes(config: RunConfig, plan: StudentPlan) -> list[Recipe]:
     """Return the recipes that are tried on the labels alone: learning rates, and what of an encoder is trained."""
-    epochs, _ = config.spend.passes(closed)
-    recipes = [Recipe(lr, epochs, batch_size=8, seed=config.seed) for lr in config.spend.learning_rates]
+    epochs, _ = config.spend.passes(plan.closed, plan.writes_more)
+    rates = config.spend.rates(plan.writes_more)
+    recipes = [Recipe(lr, epochs, batch_size=8, seed=config.seed) for lr in rates]
     if not is_encoder(config.student):
         return recipes
     heads = {"lora": (False,), "head": (True,)}.get(config.tune, (False, True))

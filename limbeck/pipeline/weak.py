@@ -140,7 +140,7 @@ def _by_model(context: Context, rows: Sequence[Mapping[str, Any]], blocks: Seque
     def outside(fold: int) -> list[Record]:
         return [r for r in gold if r.provenance.block != fold]
 
-    recipes = gold_recipes(replace(context.config, student=context.config.weak), True)
+    recipes = gold_recipes(replace(context.config, student=context.config.weak), context.plan)
     tuned = tune(weak, WEAK, recipes, outside, keep=True)
     fit_final(weak, WEAK, tuned.recipe, gold)
     own = [[row for row, block in enumerate(blocks) if block == fold] for fold in range(split.n_folds)]

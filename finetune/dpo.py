@@ -76,5 +76,5 @@ def prefer(
     check_lengths(rows, context_tokens(student))
     # The reference is read in the dtype that is trained in: else rounding would be taken for a preference.
     with base_in(student.model, config.dtype):
-        known = with_reference(student, rows, pack_tokens=config.pack_tokens)
+        known = with_reference(student, rows, pack_tokens=config.pass_tokens(student.device))
         return train(student, known, config, objective=objective, progress=progress)

@@ -94,7 +94,7 @@ def _start(
     else:
         model.encoder = attach_lora(loaded.model, config, task="FEATURE_EXTRACTION", exclude=_UNUSED)
     model.eval()
-    accumulate = partial(accumulate_classes, model, pack_tokens=config.pack_tokens)
+    accumulate = partial(accumulate_classes, model, pack_tokens=config.pass_tokens(loaded.device))
     return Run(replace(loaded, model=cast(Any, model)), rows, config, accumulate)
 
 

@@ -20,7 +20,8 @@ from limbeck.engine.encoder import EncoderClassifier
 from limbeck.engine.seq2seq import is_seq2seq, seq2seq_context
 from limbeck.errors import InputError
 from limbeck.finetune.adapters import attach_lora, base_in, base_of, detach_lora, has_adapter
-from limbeck.finetune.objectives import Objective, find_objective
+from limbeck.finetune.graphs import StepGraphs
+from limbeck.finetune.objectives import Objective, find_objective, is_sum
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import StepLoss, accumulate_gradients
 
@@ -35,9 +36,9 @@ class TrainConfig:
     """How to train; the defaults are the LoRA recipe that holds across tasks: sweep `lr`, little else.
 
     `epochs` may be fractional; `max_steps` overrides it. `batch_size` is rows an optimizer step, whatever
-    fits in memory at once: `pack_tokens` bounds that. `warmup` is a share of the steps. `normalize` and
-    `loss_per` name the objective: ("vocabulary", "row") sums a row's token losses, right for labels and
-    distributions over them; ("vocabulary", "token") averages over tokens, right for long outputs;
+    fits in memory at once: `pack_tokens` bounds that (None: 2,048 tokens, 16,384 on a GPU). `warmup` is a share of the
+    steps. `normalize` and `loss_per` name the objective: ("vocabulary", "row") sums a row's token losses, right for
+    labels and distributions over them; ("vocabulary", "token") averages over tokens, right for long outputs;
     ("labels", "row") is a softmax over the row's candidates. `dtype` converts the frozen base ("float32",
     "bfloat16"), what it was is held in main memory until training has ended well; "auto" keeps it as loaded.
     LoRA weights and optimizer are fp32 always.
@@ -55,11 +56,15 @@ class TrainConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0
     grad_clip: float = 1.0
-    pack_tokens: int = 2048
+    pack_tokens: int | None = None
     share_prefix: bool = True
     dtype: str = "auto"
     normalize: str = "vocabulary"
     loss_per: str = "row"
+
+    def pass_tokens(self, device: torch.device) -> int:
+        """Return how many tokens of rows one pass may have on this device."""
+        return self.pack_tokens or (16384 if device.type == "cuda" else 2048)
 
     def steps(self, rows: int) -> int:
         """Return how many optimizer steps training on that many rows takes.
@@ -232,7 +237,8 @@ class Run(Generic[Row]):
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(len(self.losses), self.total)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # Graphs write gradients where they were.
+        self.optimizer.zero_grad(set_to_none=self.loaded.device.type != "cuda")
         self.losses.append(done.loss)
         self.tokens += done.tokens
 
@@ -241,12 +247,14 @@ def _start(loaded: LoadedModel, rows: Sequence[TrainRow], config: TrainConfig, o
     """Return a run on a language model with LoRA layers."""
     model: Any = attach_lora(loaded.model, config)
     model.eval()  # no dropout: the shared prefix has one forward pass for all rows
+    on_gpu = loaded.device.type == "cuda"
     accumulate = partial(
         accumulate_gradients,
         base_of(model),
         objective=objective,
-        pack_tokens=config.pack_tokens,
+        pack_tokens=config.pass_tokens(loaded.device),
         share_prefix=config.share_prefix,
+        graphs=StepGraphs(base_of(model), objective) if on_gpu and is_sum(objective) else None,
     )
     return Run(replace(loaded, model=model), rows, config, accumulate)
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from limbeck.errors import InputError
+
+if TYPE_CHECKING:
+    from limbeck.finetune.rows import TrainRow
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,20 @@ OBJECTIVES: Mapping[tuple[str, str], Objective] = MappingProxyType(
         ("labels", "row"): labels,
     }
 )
+
+
+def is_sum(objective: Objective) -> bool:
+    """Whether a row's loss is a weighted sum of its branches' log-probabilities."""
+    return objective in (vocabulary, vocabulary_token_mean)
+
+
+def branch_weights(objective: Objective, row: TrainRow) -> list[float]:
+    """Return what each branch's negative log-probability counts in the row's loss; `objective` is such a sum."""
+    masses = [mass for _, mass in row.branches]
+    if objective is vocabulary:
+        return masses
+    given = row.given or [0] * len(masses)
+    return [mass / (len(tokens) - n) for mass, (tokens, _), n in zip(masses, row.branches, given, strict=True)]
 
 
 def find_objective(normalize: str, loss_per: str) -> Objective:

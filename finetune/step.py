@@ -18,6 +18,7 @@ import torch
 from limbeck.engine.seq2seq import is_seq2seq
 from limbeck.finetune.attention import Layout, shared_prefix_enabled
 from limbeck.finetune.fused_lora import fused_lora
+from limbeck.finetune.graphs import StepGraphs
 from limbeck.finetune.objectives import Branches, Objective
 from limbeck.finetune.packing import Group, Pack, Tree, build_tree, chunk_trees, group_rows, pack_trees
 from limbeck.finetune.rows import TrainRow
@@ -25,8 +26,10 @@ from limbeck.finetune.seq2seq import read_branches, row_passes
 
 T = TypeVar("T")
 
-# Logits of one pass stay below this many fp32 values: 256 MB, three times that with their gradient.
-_MAX_LOGITS = 64_000_000
+# Logits of one pass stay below this many fp32 values: 256 MB, three times that with their gradient. On a GPU eight
+# times as many where that is a small part of what is free.
+_MAX_LOGITS, _MAX_LOGITS_GPU, _BYTES_A_LOGIT = 64_000_000, 512_000_000, 12
+_SMALL_PART = 4
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,13 @@ def accumulate_gradients(
     *,
     pack_tokens: int = 2048,
     share_prefix: bool = True,
+    graphs: StepGraphs | None = None,
 ) -> StepLoss:
     """Add the gradients of the rows' weighted mean loss to the model's trainable parameters.
 
     `model` is a language model of transformers (LoRA layers inside), with or without an encoder; the loss is
-    sum(weight * row loss) / sum(weight). Peak memory is bounded by `pack_tokens` tokens plus the prefix.
+    sum(weight * row loss) / sum(weight). Peak memory is bounded by `pack_tokens` tokens plus the prefix. `graphs` take
+    the groups of one pass that they can.
     """
     scale = 1.0 / sum(row.weight for row in rows)
     total, tokens = 0.0, 0
@@ -146,19 +151,31 @@ def accumulate_gradients(
                 (loss * scale).backward()
                 total += float(loss.detach())
         return StepLoss(total * scale, sum(len(r.prompt) + sum(len(t) for t, _ in r.branches) for r in rows))
-    with shared_prefix_enabled(model), fused_lora(model):
-        for group, chunks in _planned(model, rows, pack_tokens, share_prefix):
-            if len(chunks) == 1 or not group.prefix:
-                total += sum(_one_pass(model, group, chunk, objective, scale) for chunk in chunks)
-            else:
-                total += _several_passes(model, group, chunks, objective, scale)
-            tokens += group.prefix + sum(len(tree.tokens) for chunk in chunks for tree in chunk)
+    left: list[tuple[Group, list[list[Tree]]]] = []
+    for group, chunks in _planned(model, rows, pack_tokens, share_prefix):
+        tokens += group.prefix + sum(len(tree.tokens) for chunk in chunks for tree in chunk)
+        done = graphs.accumulate(group, chunks[0], scale) if graphs and len(chunks) == 1 else None
+        if done is None:
+            left.append((group, chunks))
+        else:
+            total += done / scale
+    if left:
+        with shared_prefix_enabled(model), fused_lora(model):
+            for group, chunks in left:
+                if len(chunks) == 1 or not group.prefix:
+                    total += sum(_one_pass(model, group, chunk, objective, scale) for chunk in chunks)
+                else:
+                    total += _several_passes(model, group, chunks, objective, scale)
     return StepLoss(total * scale, tokens)
 
 
 def _positions(model: Any) -> int:
     """Return how many positions of one pass may have logits."""
-    return max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    device, most = next(model.parameters()).device, _MAX_LOGITS
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] // (_SMALL_PART * _BYTES_A_LOGIT)
+        most = max(_MAX_LOGITS, min(_MAX_LOGITS_GPU, free))
+    return max(1, most // model.config.get_text_config().vocab_size)
 
 
 def _planned(

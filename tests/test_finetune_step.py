@@ -15,9 +15,10 @@ from limbeck.engine.loading import LoadedModel
 from limbeck.errors import InputError
 from limbeck.finetune import attention
 from limbeck.finetune.adapters import attach_lora
+from limbeck.finetune.graphs import StepGraphs, shape_of
 from limbeck.finetune.loop import TrainConfig
 from limbeck.finetune.objectives import Divergence, Preference, find_objective
-from limbeck.finetune.packing import build_tree
+from limbeck.finetune.packing import Group, build_tree, group_rows
 from limbeck.finetune.rows import TrainRow, check_lengths
 from limbeck.finetune.step import accumulate_gradients, read_rows, summed_logprobs
 
@@ -129,6 +130,38 @@ def test_every_objective_and_attention_equals_the_plain_loop(
     monkeypatch.setattr(attention, "MATERIALIZED_KEYS", keys)
     variants = ((2048, True), (24, True), (1, True), (2048, False))
     check_equal(*student(fresh_tiny), objective, *variants, dtype=torch.float64, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("loss_per", ["row", "token"])
+@pytest.mark.parametrize("branches", [1, 9])
+def test_padded_passes_of_graphs_equal_the_plain_loop(fresh_tiny: LoadedModel, loss_per: str, branches: int) -> None:
+    model, given = student(fresh_tiny)
+    rows = [replace(row, branches=row.branches[:branches]) for row in given]
+    objective = find_objective("vocabulary", loss_per)
+    expected = plain_loop(model.double(), rows, "vocabulary", loss_per)
+    wanted = gradients(model)
+    base = model.get_base_model()
+    graphs = StepGraphs(base, objective, capture=False)
+    for _ in range(2):
+        # The second time the tensors of the first are overwritten.
+        got = accumulate_gradients(base, rows, objective, graphs=graphs)
+        assert got.loss == pytest.approx(expected, abs=1e-6)
+        found = gradients(model)
+        assert found.keys() == wanted.keys()
+        for name, grad in found.items():
+            assert float((grad - wanted[name]).abs().max()) <= 1e-6, name
+    shapes = {shape_of(g.prefix, [build_tree(row, g.prefix) for row in g.rows]) for g in group_rows(rows)}
+    assert all(shape.chains == (branches == 1) for shape in shapes)
+
+
+def test_steps_whose_padding_costs_more_than_it_saves_have_no_graph(fresh_tiny: LoadedModel) -> None:
+    model, rows = student(fresh_tiny)
+    long = replace(rows[0], prompt=rows[0].prompt * 200)
+    graphs = StepGraphs(model.get_base_model(), find_objective("vocabulary", "row"), capture=False)
+    few = [build_tree(row, 0) for row in (rows[0], rows[1])]
+    assert graphs.accumulate(Group((rows[0], rows[1]), 0), few, 1.0) is not None
+    ragged = [rows[0]] * 20 + [long]
+    assert graphs.accumulate(Group(tuple(ragged), 0), [build_tree(row, 0) for row in ragged], 1.0) is None
 
 
 def test_the_shared_prefix_is_forwarded_once_a_step(fresh_tiny: LoadedModel) -> None:

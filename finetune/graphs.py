@@ -1,0 +1,267 @@
+"""Training steps as CUDA graphs: thousands of small kernels that are started at once.
+
+On a GPU a step of some thousand tokens takes as long as its kernels take to start, one after the other. A graph of them
+is started as a whole, and has fixed shapes: rows are padded to a common length, and steps of the same shape share one.
+Loss and gradients equal those of the packed pass (finetune/step.py).
+"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from limbeck.engine.cascade import attention
+from limbeck.finetune.fused_lora import fused_lora
+from limbeck.finetune.objectives import Objective, branch_weights
+from limbeck.finetune.packing import Group, Tree
+
+_NAME = "limbeck_padded_rows"
+# Lengths and counts are rounded up to multiples of these, so that steps find the graph of an earlier one.
+_LENGTHS, _COUNTS = 32, 64
+# Passes of up to so many tokens, or of so little padding, are worth a graph: larger ones keep the GPU busy anyway.
+_SMALL_TOKENS, _MOST_PADDING = 4096, 1.25
+# Shapes that have a graph at once, each with static inputs; what comes beyond them is computed as before.
+_MOST_GRAPHS = 24
+_WARM_UPS = 2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a graph is fixed to: prefix tokens, rows, tokens a row, logits, scored tokens; `chains`: no row branches."""
+
+    prefix: int
+    rows: int
+    length: int
+    positions: int
+    edges: int
+    chains: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the pass, padding included."""
+        return self.prefix + self.rows * self.length
+
+
+def shape_of(prefix: int, trees: Sequence[Tree]) -> Shape:
+    """Return the smallest shape that holds the trees behind their prefix."""
+    return Shape(
+        prefix=prefix,
+        rows=len(trees),
+        length=_up(max(len(tree.tokens) for tree in trees), _LENGTHS),
+        positions=_up(sum(tree.positions for tree in trees), _COUNTS),
+        edges=_up(sum(len(tree.edges) for tree in trees), _COUNTS),
+        chains=all(len(tree.paths) == 1 for tree in trees),
+    )
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What changes from step to step: the tensors that a graph reads.
+
+    `ids` and `positions` are [tokens], `keep` [positions] the tokens whose logits are needed; `parents` [edges] index
+    `keep`, `targets` [edges] the flattened logits, `weights` [edges] is what the scored tokens' losses are multiplied
+    by. `bias` [rows, 1, length, prefix + length] is 0 where a token sees another and -inf elsewhere, None for chains.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    keep: torch.Tensor
+    parents: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    bias: torch.Tensor | None
+
+    def take(self, other: Inputs) -> None:
+        """Overwrite the tensors by another step's of the same shape."""
+        for name in ("ids", "positions", "keep", "parents", "targets", "weights", "bias"):
+            mine, given = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                mine.copy_(given)
+
+
+def inputs_of(
+    shape: Shape, group: Group, trees: Sequence[Tree], weights: Sequence[Sequence[float]], model: Any
+) -> Inputs:
+    """Return the trees padded to the shape; `weights` has one number a branch."""
+    vocabulary, device = model.config.get_text_config().vocab_size, next(model.parameters()).device
+    ids, positions = np.zeros(shape.tokens, np.int64), np.zeros(shape.tokens, np.int64)
+    ids[: shape.prefix] = group.rows[0].prompt[: shape.prefix]
+    positions[: shape.prefix] = np.arange(shape.prefix)
+    keep = np.full(shape.positions, shape.prefix, np.int64)
+    parents, targets = np.zeros(shape.edges, np.int64), np.zeros(shape.edges, np.int64)
+    factors = np.zeros(shape.edges, np.float64)
+    kept, edges = 0, 0
+    for row, (tree, of_branch) in enumerate(zip(trees, weights, strict=True)):
+        start, n = shape.prefix + row * shape.length, len(tree.tokens)
+        ids[start : start + n] = tree.tokens
+        positions[start : start + n] = shape.prefix + np.asarray(tree.depths)
+        places: dict[int, int] = {}
+        for parent, token in tree.edges:
+            place = places.setdefault(parent, kept + len(places))
+            keep[place] = start + parent
+            parents[edges], targets[edges] = place, place * vocabulary + token
+            edges += 1
+        first = edges - len(tree.edges)
+        for path, weight in zip(tree.paths, of_branch, strict=True):
+            factors[[first + edge for edge in path]] += weight
+        kept += len(places)
+    bias = None
+    if not shape.chains:
+        seen = np.full((shape.rows, 1, shape.length, shape.length), -np.inf, np.float32)
+        seen[..., np.arange(shape.length), np.arange(shape.length)] = 0.0  # padding sees itself: no empty softmax
+        for row, tree in enumerate(trees):
+            n = len(tree.tokens)
+            seen[row, 0, :n, :n][tree.ancestors()] = 0.0
+        bias = pad(torch.from_numpy(seen), (shape.prefix, 0)).to(device, model.dtype)
+    exact = torch.promote_types(model.dtype, torch.float32)
+
+    def tensor(values: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return Inputs(
+        ids=tensor(ids),
+        positions=tensor(positions),
+        keep=tensor(keep),
+        parents=tensor(parents),
+        targets=tensor(targets),
+        weights=torch.from_numpy(factors).to(device, exact),
+        bias=bias,
+    )
+
+
+def padded_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    shape: Shape | None = None,
+    bias: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention output [1, n, H, D] of a prefix and padded rows; transformers' attention interface."""
+    if shape is None:
+        raise RuntimeError("attention of padded rows needs their shape")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    prefix, outputs = shape.prefix, list[torch.Tensor]()
+    asked, *shared = (x[:, :, :prefix] for x in (query, key, value))
+    if prefix:
+        whole = scaled_dot_product_attention(asked, shared[0], shared[1], is_causal=True, scale=scale, enable_gqa=True)
+        outputs.append(whole.transpose(1, 2))
+    own = [x[0, :, prefix:].unflatten(1, (shape.rows, shape.length)).transpose(0, 1) for x in (query, key, value)]
+    keys, values = (
+        torch.cat([x.expand(shape.rows, -1, -1, -1), y], dim=2) for x, y in zip(shared, own[1:], strict=True)
+    )
+    if bias is None:
+        causal: Any = causal_lower_right(shape.length, prefix + shape.length)
+        rows = scaled_dot_product_attention(own[0], keys, values, attn_mask=causal, scale=scale, enable_gqa=True)
+    else:
+        heads, groups = query.shape[1], key.shape[1]
+        folded = own[0].unflatten(1, (groups, heads // groups)).flatten(2, 3)
+        mask = bias.repeat(1, 1, heads // groups, 1)
+        rows = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        rows = rows.unflatten(2, (heads // groups, shape.length)).flatten(1, 2)
+    outputs.append(rows.transpose(1, 2).flatten(0, 1)[None])
+    return torch.cat(outputs, dim=1), None
+
+
+class StepGraphs:
+    """The graphs of one training run; `capture` False computes the same padded passes without graphs.
+
+    `objective` has to be a sum over branches (`branch_weights`). The gradients of trainable parameters have to stay
+    where they are: zero them, and do not set them to None.
+    """
+
+    def __init__(self, model: Any, objective: Objective, *, capture: bool = True) -> None:
+        self._model, self._objective, self._capture = model, objective, capture
+        self._graphs: dict[Shape, tuple[Inputs, Callable[[], torch.Tensor]]] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle() if capture else None
+        self._failed = False
+
+    def accumulate(self, group: Group, trees: Sequence[Tree], scale: float) -> float | None:
+        """Add the gradients of `scale` times the rows' weighted losses; return these, None where no graph pays."""
+        shape = shape_of(group.prefix, trees)
+        real = group.prefix + sum(len(tree.tokens) for tree in trees)
+        known = shape in self._graphs
+        if self._failed or not (known or (len(self._graphs) < _MOST_GRAPHS and _pays(shape, real))):
+            return None
+        weights = [[w * tree.row.weight * scale for w in branch_weights(self._objective, tree.row)] for tree in trees]
+        given = inputs_of(shape, group, trees, weights, self._model)
+        if known:
+            self._graphs[shape][0].take(given)
+        elif not self._made(shape, given):
+            return None
+        return float(self._graphs[shape][1]())
+
+    def _made(self, shape: Shape, given: Inputs) -> bool:
+        def run() -> torch.Tensor:
+            with attention(self._model, _NAME, padded_attention), fused_lora(self._model):
+                loss = self._loss(shape, given)
+                loss.backward()
+            return loss.detach()
+
+        try:
+            self._graphs[shape] = (given, self._captured(run) if self._capture else run)
+        except RuntimeError as error:
+            _log.warning("no CUDA graphs for this model: %s", error)
+            self._failed = True
+        return not self._failed
+
+    def _captured(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Return what replays `run`, whose own gradients are taken back."""
+        parameters = [p for p in self._model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        before = [p.grad.clone() for p in parameters if p.grad is not None]
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        try:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = run()
+        finally:
+            for parameter, gradient in zip(parameters, before, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.copy_(gradient)
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return loss
+
+        return replay
+
+    def _loss(self, shape: Shape, given: Inputs) -> torch.Tensor:
+        output = self._model(
+            input_ids=given.ids[None],
+            position_ids=given.positions[None],
+            logits_to_keep=given.keep,
+            use_cache=False,
+            shape=shape,
+            bias=given.bias,
+        )
+        logits = output.logits[0].to(given.weights.dtype)
+        normal = torch.logsumexp(logits, dim=-1).gather(0, given.parents)
+        return (given.weights * (normal - logits.flatten().gather(0, given.targets))).sum()
+
+
+def _pays(shape: Shape, real: int) -> bool:
+    return shape.tokens <= max(_SMALL_TOKENS, _MOST_PADDING * real)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, continuous, prefix_cache
+from limbeck.engine import GenerateRequest, Generation, LoadedModel, TorchEngine, continuous, graphs, prefix_cache
 from limbeck.engine.batching import Limits
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.drafts import Draft, choose
 from limbeck.engine.generation import generate_batch
+from limbeck.engine.graphs import DecodeGraphs
 from limbeck.engine.requests import ScoreRequest
 from limbeck.engine.tree import TokenForest
 from limbeck.errors import PromptTooLong
@@ -51,9 +52,12 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture
-def engine(loaded: LoadedModel) -> Iterator[TorchEngine]:
+@pytest.fixture(params=[False, True], ids=["growing", "fixed buffers"])
+def engine(loaded: LoadedModel, request: pytest.FixtureRequest) -> Iterator[TorchEngine]:
     engine = TorchEngine(loaded, max_batch=4)
+    if request.param:
+        # As on a GPU, but for the graphs themselves.
+        engine._prefixes.graphs = DecodeGraphs(loaded.model, capture=False)
     yield engine
     engine.close()
 
@@ -69,12 +73,17 @@ def test_a_ragged_batch_writes_what_each_row_writes_alone(loaded: LoadedModel, e
     assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
 
 
-def test_waiting_rows_take_the_places_of_finished_ones(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_waiting_rows_take_the_places_of_finished_ones(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fixed: bool
+):
+    monkeypatch.setattr(graphs, "_COLUMNS", 8)
     monkeypatch.setattr(continuous, "_ADMITTED", 2)
     monkeypatch.setattr(continuous, "_SLACK", 4)
     texts = [*TEXTS, "see you", TEXTS[0], *TEXTS[1:]]
     asked = [request(text, max_tokens=3 + 5 * (i % 4)) for i, text in enumerate(texts)]
     engine = TorchEngine(loaded, max_batch=4)
+    engine._prefixes.graphs = DecodeGraphs(loaded.model, capture=False) if fixed else None
     passes = 0
 
     def counted(*given: Any) -> Any:

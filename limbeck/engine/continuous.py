@@ -126,7 +126,8 @@ class _Batch:
             self._own[free] = lengths
         else:
             room = min(_ROOM, max(self._drafts[i].max_tokens for i in rows))
-            self._context = Context.of_rows(self._prefixes.model, [one.row for one in found], room=room)
+            rows_found = [one.row for one in found]
+            self._context = Context.of_rows(self._prefixes.model, rows_found, room=room, graphs=self._prefixes.graphs)
             self._rows, self._own = list(rows), lengths
         return torch.stack([one.logits for one in found])
 

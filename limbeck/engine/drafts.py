@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from limbeck.engine.requests import GenerateRequest, Generation
 
 # Candidates of a nucleus kept before the exact sort: almost every nucleus is smaller.
 _NUCLEUS = 256
+# Tokens before a stop string that are read with it: a text's first token may lose its blank.
+_MARGIN = 4
 
 
 @dataclass
@@ -43,12 +45,20 @@ class Draft:
             self._draws = torch.rand(self.max_tokens, generator=generator, dtype=torch.float64).tolist()
         return self._draws[len(self.written)]
 
+    def _may_stop(self, chat: Chat) -> bool:
+        """Whether the last tokens, more of them than a stop string can have, show one."""
+        if not self.request.stop:
+            return False
+        most = max(len(stop.encode()) for stop in self.request.stop)
+        tail = chat.text(self.written[-most - _MARGIN :])
+        return any(stop in tail for stop in self.request.stop)
+
     def result(self, chat: Chat) -> Generation | None:
         """Return the finished text, or None while it goes on."""
         ended = bool(self.written) and self.written[-1] in chat.stop_ids
-        text = ""
-        if ended or self.request.stop or len(self.written) >= self.max_tokens:
-            text = chat.text(self.written[:-1] if ended else self.written)
+        if not (ended or len(self.written) >= self.max_tokens or self._may_stop(chat)):
+            return None
+        text = chat.text(self.written[:-1] if ended else self.written)
         cuts = [at for at in map(text.find, self.request.stop) if at >= 0]
         if not (ended or cuts or len(self.written) >= self.max_tokens):
             return None
@@ -85,22 +95,35 @@ def advance(
 
 def choose(drafts: Sequence[Draft], logits: Tensor) -> list[int]:
     """Return each draft's next token: the likeliest at temperature 0, else by its own draw."""
-    greedy = logits.argmax(dim=-1).tolist()
-    return [
-        token if draft.request.temperature <= 0 or len(draft.written) >= draft.max_tokens else _sample(draft, row)
-        for draft, row, token in zip(drafts, logits, greedy, strict=True)
-    ]
+    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    kinds: dict[tuple[float, float], list[int]] = {}
+    for k, draft in enumerate(drafts):
+        if draft.request.temperature > 0 and len(draft.written) < draft.max_tokens:
+            kinds.setdefault((draft.request.temperature, draft.request.top_p), []).append(k)
+    for (temperature, top_p), rows in kinds.items():
+        some = logits if len(rows) == len(drafts) else logits[rows]
+        for k, token in zip(rows, _drawn(some, temperature, top_p, [drafts[k].draw for k in rows]), strict=True):
+            chosen[k] = token
+    return chosen
 
 
-def _sample(draft: Draft, logits: Tensor) -> int:
-    """Draw one token by inverting the cumulative distribution at the draft's uniform number."""
-    weights = torch.softmax(logits.double() / draft.request.temperature, dim=-1)
-    ids: Any = None
-    if draft.request.top_p < 1:
-        weights, ids = _nucleus(weights, draft.request.top_p)
-    edges = weights.cumsum(0)
-    at = min(int(torch.searchsorted(edges, edges[-1] * draft.draw, right=True)), len(edges) - 1)
-    return at if ids is None else int(ids[at])
+def _drawn(logits: Tensor, temperature: float, top_p: float, draws: Sequence[float]) -> list[int]:
+    """Draw a token a row of logits [n, vocabulary], by inverting the cumulative distribution at the row's number."""
+    weights = torch.softmax(logits.double() / temperature, dim=-1)
+    if top_p < 1:
+        return [_in_nucleus(row, top_p, draw) for row, draw in zip(weights, draws, strict=True)]
+    return _inverted(weights, draws)
+
+
+def _inverted(weights: Tensor, draws: Sequence[float]) -> list[int]:
+    edges = weights.cumsum(-1)
+    at = edges[:, -1:] * torch.tensor(draws, dtype=edges.dtype, device=edges.device).unsqueeze(1)
+    return torch.searchsorted(edges, at, right=True).squeeze(1).clamp_max(edges.shape[-1] - 1).tolist()
+
+
+def _in_nucleus(weights: Tensor, top_p: float, draw: float) -> int:
+    kept, ids = _nucleus(weights, top_p)
+    return int(ids[_inverted(kept.unsqueeze(0), [draw])[0]])
 
 
 def _nucleus(weights: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from limbeck.engine.cascade import cascade_enabled
 from limbeck.engine.chat import common_length
+from limbeck.engine.graphs import DecodeGraphs, DecodeStep
 
 # Below this, one more forward pass costs more than the reused tokens save.
 _WORTH_REUSING = 16
@@ -75,6 +76,25 @@ class _GrowingLayer(DynamicLayer):
         self._buffers[1][:, :, start : self._length] = value_states
         return self._show()
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Where keys and values lie, room for further ones included."""
+        if self._buffers is None:
+            raise RuntimeError("nothing has been written")
+        return self._buffers
+
+    def move(self, buffers: tuple[Tensor, Tensor]) -> None:
+        """Go on in these buffers, with all states so far."""
+        for new, old in zip(buffers, self.buffers, strict=True):
+            new[:, :, : self._length] = old[:, :, : self._length]
+        self._buffers = buffers
+        self._show()
+
+    def wrote(self, tokens: int) -> None:
+        """Count states that were written into the buffers."""
+        self._length += tokens
+        self._show()
+
     def keep(self, dim: int, index: Tensor) -> None:
         """Keep only these rows of the batch (`dim` 0) or these tokens (`dim` 2)."""
         if self._buffers is not None:
@@ -110,21 +130,24 @@ class _GrowingLayer(DynamicLayer):
 class Context:
     """Forward passes over a growing cache: the model, its keys and values so far, and the right mask.
 
-    `room` is how many tokens will be appended, to reserve their memory once.
+    `room` is how many tokens will be appended, to reserve their memory once. `graphs` take passes of a token a row.
     """
+
+    _graphs: DecodeGraphs | None = None
 
     def __init__(self, model: Any, start: KeyValues = EMPTY, *, room: int = 0) -> None:
         buffers = [tuple(_reserved(states, start.length, room) for states in layer) for layer in start.layers]
         self._take(model, buffers, start.length)
 
     @classmethod
-    def of_rows(cls, model: Any, rows: Sequence[Row], *, room: int) -> Context:
+    def of_rows(cls, model: Any, rows: Sequence[Row], *, room: int, graphs: DecodeGraphs | None = None) -> Context:
         """Return the context of a left-padded batch, each row laid end to end from its parts."""
         context = cls.__new__(cls)
         longest = max(map(row_length, rows))
         layers = range(len(rows[0][0][0].layers))
         buffers = [tuple(_gathered(rows, layer, which, longest, room) for which in (0, 1)) for layer in layers]
         context._take(model, buffers, longest)
+        context._graphs = graphs
         return context
 
     def _take(self, model: Any, buffers: Sequence[tuple[Tensor, ...]], length: int) -> None:
@@ -142,8 +165,17 @@ class Context:
         """Append tokens [batch, n] and return the logits [batch, kept, vocabulary] at the kept ones.
 
         `visible` [batch, n, length + n] is True where a token may look; `keep` is an index of positions,
-        or how many of the last ones. All rows see `shared` before their own tokens.
+        or how many of the last ones. All rows see `shared` before their own tokens. Logits of a graph are good until
+        the next pass.
         """
+        if self._graphs and ids.shape[1] == 1:
+            step = self._entered(self._graphs, len(ids), shared)
+            if step is not None:
+                logits = step(ids, positions, visible, self.length)
+                for layer in self._layers:
+                    layer.wrote(1)
+                self.length += 1
+                return logits
         with cascade_enabled(self._model) if shared.length else nullcontext():
             output = self._model(
                 input_ids=ids,
@@ -157,10 +189,23 @@ class Context:
         self.length += ids.shape[1]
         return output.logits
 
+    @property
+    def _layers(self) -> list[_GrowingLayer]:
+        return cast("list[_GrowingLayer]", self._cache.layers)
+
+    def _entered(self, graphs: DecodeGraphs, rows: int, shared: KeyValues) -> DecodeStep | None:
+        """Return the graph's step for the next token, whose buffers hold the states so far; None: there is none."""
+        like = [layer.buffers for layer in self._layers]
+        step = graphs.step(like, rows, self.length, shared.layers)
+        if step is not None and like[0][0].data_ptr() != step.buffers[0][0].data_ptr():
+            for layer, (keys, values) in zip(self._layers, step.buffers, strict=True):
+                layer.move((keys[:rows], values[:rows]))
+        return step
+
     @torch.inference_mode()
     def add_rows(self, rows: int) -> None:
         """Add rows to a batch; `put` fills them."""
-        for layer in cast("list[_GrowingLayer]", self._cache.layers):
+        for layer in self._layers:
             layer.add_rows(rows)
 
     @torch.inference_mode()
@@ -168,27 +213,26 @@ class Context:
         """Overwrite these rows of a batch by others, each laid end to end from its parts."""
         longest = max(self.length, *map(row_length, rows))
         index = torch.tensor(places, device=rows[0][0][1].device)
-        for layer, kept in enumerate(cast("list[_GrowingLayer]", self._cache.layers)):
+        for layer, kept in enumerate(self._layers):
             kept.put(index, tuple(_gathered(rows, layer, which, longest, 0) for which in (0, 1)))
         self.length = longest
 
     def keep(self, dim: int, index: Tensor) -> None:
         """Keep only these rows of the batch (`dim` 0) or these tokens (`dim` 2)."""
-        for layer in cast("list[_GrowingLayer]", self._cache.layers):
+        for layer in self._layers:
             layer.keep(dim, index)
         self.length = int(index.numel()) if dim == 2 else self.length
 
     @torch.inference_mode()
     def row(self, place: int, length: int) -> KeyValues:
         """Return a copy of the last `length` states of a row of a batch."""
-        layers, columns = cast("list[_GrowingLayer]", self._cache.layers), slice(self.length - length, self.length)
-        states = ((cast(Tensor, x.keys)[place, None], cast(Tensor, x.values)[place, None]) for x in layers)
+        columns = slice(self.length - length, self.length)
+        states = ((cast(Tensor, x.keys)[place, None], cast(Tensor, x.values)[place, None]) for x in self._layers)
         return KeyValues(tuple((k[:, :, columns].clone(), v[:, :, columns].clone()) for k, v in states), length)
 
     def key_values(self) -> KeyValues:
         """Return the keys and values so far."""
-        layers = cast("list[_GrowingLayer]", self._cache.layers)
-        return KeyValues(tuple((cast(Tensor, x.keys), cast(Tensor, x.values)) for x in layers), self.length)
+        return KeyValues(tuple((cast(Tensor, x.keys), cast(Tensor, x.values)) for x in self._layers), self.length)
 
 
 def joined(row: Row) -> KeyValues:
@@ -300,12 +344,13 @@ class PrefixCache:
     """Keys and values of the prompts seen last, at most `capacity` tokens of them, the oldest leave first.
 
     A new prompt that begins like a kept one is computed from where they part. `ended` holds half as many tokens of
-    texts that ended.
+    texts that ended. `graphs` take the steps of batches that are written.
     """
 
     model: Any
     device: torch.device
     capacity: int
+    graphs: DecodeGraphs | None = None
     _entries: OrderedDict[tuple[int, ...], KeyValues] = field(default_factory=OrderedDict[tuple[int, ...], KeyValues])
     ended: EndedTexts = field(init=False)
 
@@ -336,6 +381,8 @@ class PrefixCache:
         """Forget everything, as after a change of the weights."""
         self._entries.clear()
         self.ended.clear()
+        if self.graphs:
+            self.graphs.clear()
 
     @property
     def tokens(self) -> int:

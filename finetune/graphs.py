@@ -194,6 +194,11 @@ class StepGraphs:
         self._pool: Any = torch.cuda.graph_pool_handle() if capture else None
         self._failed = False
 
+    @property
+    def captured(self) -> int:
+        """How many shapes have a graph."""
+        return len(self._graphs)
+
     def accumulate(self, group: Group, trees: Sequence[Tree], scale: float) -> float | None:
         """Add the gradients of `scale` times the rows' weighted losses; return these, None where no graph pays."""
         shape = shape_of(group.prefix, trees)

@@ -73,6 +73,20 @@ def test_a_ragged_batch_writes_what_each_row_writes_alone(loaded: LoadedModel, e
     assert [g.tokens_out for g in found] == [len(plain_greedy(loaded, a)) for a in asked]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_on_a_gpu_write_what_the_cpu_writes(fresh_tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(graphs, "_COLUMNS", 32)
+    asked = [request(text, max_tokens=5 + 9 * i) for i, text in enumerate(TEXTS * 3)]
+    expected = [expected_text(fresh_tiny, one) for one in asked]
+    model: Any = fresh_tiny.model
+    engine = TorchEngine(replace(fresh_tiny, model=model.to("cuda"), device=torch.device("cuda")), max_batch=8)
+    assert [found.text for found in engine.generate_many(asked)] == expected
+    kept = engine._prefixes.graphs
+    assert kept is not None
+    assert kept.captured >= 2
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 def test_waiting_rows_take_the_places_of_finished_ones(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, fixed: bool

@@ -154,6 +154,31 @@ def test_padded_passes_of_graphs_equal_the_plain_loop(fresh_tiny: LoadedModel, l
     assert all(shape.chains == (branches == 1) for shape in shapes)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("branches", [1, 9])
+def test_graphs_on_a_gpu_equal_the_packed_passes(fresh_tiny: LoadedModel, branches: int) -> None:
+    model, given = student(fresh_tiny)
+    model.to("cuda")
+    base, objective = model.get_base_model(), find_objective("vocabulary", "token")
+    graphs = StepGraphs(base, objective)
+    rows = [replace(row, branches=row.branches[:branches]) for row in given]
+    # The same shape with other tokens, and the first one again: replays of one graph.
+    others = [replace(row, prompt=tuple(reversed(row.prompt))) for row in rows]
+    for step in (rows, rows[:4], others[:4], rows):
+        model.zero_grad(set_to_none=True)
+        expected = accumulate_gradients(base, step, objective)
+        wanted = gradients(model)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        got = accumulate_gradients(base, step, objective, graphs=graphs)
+        assert got.loss == pytest.approx(expected.loss, abs=1e-4)
+        for name, parameter in model.named_parameters():
+            if name in wanted:
+                assert float((parameter.grad - wanted[name]).abs().max()) <= 1e-4, name
+    assert graphs.captured >= 1
+
+
 def test_steps_whose_padding_costs_more_than_it_saves_have_no_graph(fresh_tiny: LoadedModel) -> None:
     model, rows = student(fresh_tiny)
     long = replace(rows[0], prompt=rows[0].prompt * 200)

@@ -136,6 +136,11 @@ class DecodeGraphs:
         self._most = torch.cuda.mem_get_info()[0] // _PART if capture else 1 << 40
         self._failed = False
 
+    @property
+    def captured(self) -> int:
+        """How many steps are kept."""
+        return len(self._steps)
+
     def clear(self) -> None:
         """Forget all graphs, as after a change of the weights."""
         self._steps.clear()

@@ -184,8 +184,8 @@ def padded_attention(
 class StepGraphs:
     """The graphs of one training run; `capture` False computes the same padded passes without graphs.
 
-    `objective` has to be a sum over branches (`branch_weights`). The gradients of trainable parameters have to stay
-    where they are: zero them, and do not set them to None.
+    `objective` has to be a sum over branches (`branch_weights`). Graphs add to gradients in fixed places, which become
+    those of the parameters.
     """
 
     def __init__(self, model: Any, objective: Objective, *, capture: bool = True) -> None:
@@ -193,6 +193,8 @@ class StepGraphs:
         self._graphs: dict[Shape, tuple[Inputs, Callable[[], torch.Tensor]]] = {}
         self._pool: Any = torch.cuda.graph_pool_handle() if capture else None
         self._failed = False
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._gradients = [torch.zeros_like(p) for p in self._parameters]
 
     @property
     def captured(self) -> int:
@@ -208,11 +210,20 @@ class StepGraphs:
             return None
         weights = [[w * tree.row.weight * scale for w in branch_weights(self._objective, tree.row)] for tree in trees]
         given = inputs_of(shape, group, trees, weights, self._model)
+        self._place_gradients()
         if known:
             self._graphs[shape][0].take(given)
         elif not self._made(shape, given):
             return None
         return float(self._graphs[shape][1]())
+
+    def _place_gradients(self) -> None:
+        """Make the gradients of the parameters lie where the graphs add to them."""
+        for parameter, place in zip(self._parameters, self._gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = place.zero_()
+            elif parameter.grad is not place:
+                parameter.grad = place.copy_(parameter.grad)
 
     def _made(self, shape: Shape, given: Inputs) -> bool:
         def run() -> torch.Tensor:
@@ -230,10 +241,7 @@ class StepGraphs:
 
     def _captured(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Return what replays `run`, whose own gradients are taken back."""
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        before = [p.grad.clone() for p in parameters if p.grad is not None]
+        before = [gradient.clone() for gradient in self._gradients]
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
             side.wait_stream(torch.cuda.current_stream())
@@ -244,9 +252,8 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = run()
         finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                assert parameter.grad is not None
-                parameter.grad.copy_(gradient)
+            for gradient, kept in zip(self._gradients, before, strict=True):
+                gradient.copy_(kept)
 
         def replay() -> torch.Tensor:
             graph.replay()

@@ -237,8 +237,7 @@ class Run(Generic[Row]):
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(len(self.losses), self.total)
         self.optimizer.step()
-        # Graphs write gradients where they were.
-        self.optimizer.zero_grad(set_to_none=self.loaded.device.type != "cuda")
+        self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(done.loss)
         self.tokens += done.tokens
 

@@ -3,8 +3,8 @@
 Models have the shapes of SmolLM2-135M, Qwen2.5-0.5B and Qwen2.5-1.5B and random weights in bf16. Training: LoRA r=16 on
 all linear layers, 448 shared tokens, inputs of 32 and completions of 32, or 192 + 64 tokens and nothing shared,
 against TRL's SFTTrainer (bf16 weights, no checkpointing, SDPA). Inference: the same prompts, 64 new tokens or one of
-seven labels. Ways alternate, the figure is the median; peers that are not installed are left out. A JSON line a case goes
-to stdout, and as its last line one JSON object.
+seven labels. Ways alternate, the figure is the median; peers that are not installed are left out. A JSON line a case
+goes to stdout, and as its last line one JSON object.
 """
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUntypedBaseClass=false

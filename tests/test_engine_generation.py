@@ -18,7 +18,7 @@ from limbeck.engine.batching import Limits
 from limbeck.engine.chat import Chat, Prompt
 from limbeck.engine.drafts import Draft, choose
 from limbeck.engine.generation import generate_batch
-from limbeck.engine.graphs import DecodeGraphs
+from limbeck.engine.graphs import Graphs
 from limbeck.engine.requests import ScoreRequest
 from limbeck.engine.tree import TokenForest
 from limbeck.errors import PromptTooLong
@@ -57,7 +57,7 @@ def engine(loaded: LoadedModel, request: pytest.FixtureRequest) -> Iterator[Torc
     engine = TorchEngine(loaded, max_batch=4)
     if request.param:
         # As on a GPU, but for the graphs themselves.
-        engine._prefixes.graphs = DecodeGraphs(loaded.model, capture=False)
+        engine._prefixes.graphs = Graphs(loaded.model, capture=False)
     yield engine
     engine.close()
 
@@ -97,7 +97,7 @@ def test_waiting_rows_take_the_places_of_finished_ones(
     texts = [*TEXTS, "see you", TEXTS[0], *TEXTS[1:]]
     asked = [request(text, max_tokens=3 + 5 * (i % 4)) for i, text in enumerate(texts)]
     engine = TorchEngine(loaded, max_batch=4)
-    engine._prefixes.graphs = DecodeGraphs(loaded.model, capture=False) if fixed else None
+    engine._prefixes.graphs = Graphs(loaded.model, capture=False) if fixed else None
     passes = 0
 
     def counted(*given: Any) -> Any:

@@ -1,4 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import math
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from limbeck.engine import LoadedModel, ScoreRequest, Scores, TorchEngine, scoring
 from limbeck.engine.chat import Chat, common_length
+from limbeck.engine.graphs import Graphs
 from limbeck.engine.scoring import Trie, make_trie
 from limbeck.errors import ModelError, PromptTooLong
 
@@ -49,9 +51,12 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session")
-def engine(loaded: LoadedModel) -> TorchEngine:
-    return TorchEngine(loaded)
+@pytest.fixture(scope="session", params=[False, True], ids=["growing", "fixed buffers"])
+def engine(loaded: LoadedModel, request: pytest.FixtureRequest) -> TorchEngine:
+    engine = TorchEngine(loaded)
+    # As on a GPU, but for the graphs themselves.
+    engine._prefixes.graphs = Graphs(loaded.model, capture=False) if request.param else None
+    return engine
 
 
 def test_scores_equal_one_plain_pass_a_candidate(loaded: LoadedModel, engine: TorchEngine):

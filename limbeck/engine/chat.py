@@ -1,6 +1,7 @@
 """Chat messages to tokens: the prompt, the part of it that other calls share, and the end of a turn.
 
-Text is always tokenized whole and the shared part found in its tokens, so that no cut can change a token.
+The shared part is found in a whole text's tokens, so that no cut can change one; it is tokenized once where an end of a
+turn parts it from the rest.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
@@ -28,6 +29,18 @@ class Prompt:
     shared: int
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """What prompts of the same messages but the last begin with: `text` and its `ids`, to which theirs are added.
+
+    `shared` are all their common tokens, `text` is empty where nothing parts it from what follows.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    shared: tuple[int, ...]
+
+
 class Chat:
     """A tokenizer's chat template with its end of turn; templates are rendered once per shared part.
 
@@ -39,7 +52,7 @@ class Chat:
         # Fast tokenizers raise "Already borrowed" when two threads use one.
         self._lock = threading.Lock()
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._shared_ids = lru_cache(maxsize=256)(self._find_shared_ids)
+        self._opening = lru_cache(maxsize=256)(self._find_opening)
         self.end_of_turn = self._find_end_of_turn()
         eos = cast("int | None", self._tokenizer.eos_token_id)
         self.stop_ids = frozenset({self.end_of_turn} if eos is None else {self.end_of_turn, eos})
@@ -67,14 +80,21 @@ class Chat:
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """Return the prompt's tokens up to the opened assistant turn."""
-        ids = self.ids(self.render(messages))
-        shared = self._shared_ids(tuple(messages[:-1]), messages[-1][0])
+        text, opening = self.render(messages), self._opening(tuple(messages[:-1]), messages[-1][0])
+        known = opening.text if text.startswith(opening.text) else ""
+        ids = (opening.ids if known else ()) + self.ids(text[len(known) :])
         # At least one token stays outside: a tail is what gives the next token's logits.
-        return Prompt(ids, min(common_length(ids, shared), len(ids) - 1))
+        return Prompt(ids, min(common_length(ids, opening.shared), len(ids) - 1))
 
-    def _find_shared_ids(self, before: tuple[Message, ...], role: str) -> tuple[int, ...]:
-        left, right = (self.ids(self.render([*before, (role, probe)])) for probe in _PROBES)
-        return left[: common_length(left, right)]
+    def _find_opening(self, before: tuple[Message, ...], role: str) -> _Opening:
+        texts = [self.render([*before, (role, probe)]) for probe in _PROBES]
+        left, right = self.many_ids(texts)
+        shared = left[: common_length(left, right)]
+        mark, common = self._tokenizer.convert_ids_to_tokens(self.end_of_turn), texts[0][: common_length(*texts)]
+        start = common[: at + len(mark)] if mark and (at := common.rfind(mark)) >= 0 else ""
+        ids = self.ids(start) if start else ()
+        apart = [ids + rest for rest in self.many_ids([text[len(start) :] for text in texts])] == [left, right]
+        return _Opening(start, ids, shared) if apart else _Opening("", (), shared)
 
     def _find_end_of_turn(self) -> int:
         marker = "\u2042limbeck\u2042"
@@ -86,8 +106,8 @@ class Chat:
         return cast(int, self._tokenizer.eos_token_id)
 
 
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens two sequences share from the start.
+def common_length(left: Sequence[object], right: Sequence[object]) -> int:
+    """Return how many items two sequences share from the start.
 
     >>> common_length((1, 2, 3), (1, 2, 4))
     2

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from limbeck.engine.cascade import cascade_enabled
 from limbeck.engine.chat import common_length
-from limbeck.engine.graphs import DecodeGraphs, DecodeStep
+from limbeck.engine.graphs import DecodeStep, Graphs
 
 # Below this, one more forward pass costs more than the reused tokens save.
 _WORTH_REUSING = 16
@@ -133,14 +133,14 @@ class Context:
     `room` is how many tokens will be appended, to reserve their memory once. `graphs` take passes of a token a row.
     """
 
-    _graphs: DecodeGraphs | None = None
+    _graphs: Graphs | None = None
 
     def __init__(self, model: Any, start: KeyValues = EMPTY, *, room: int = 0) -> None:
         buffers = [tuple(_reserved(states, start.length, room) for states in layer) for layer in start.layers]
         self._take(model, buffers, start.length)
 
     @classmethod
-    def of_rows(cls, model: Any, rows: Sequence[Row], *, room: int, graphs: DecodeGraphs | None = None) -> Context:
+    def of_rows(cls, model: Any, rows: Sequence[Row], *, room: int, graphs: Graphs | None = None) -> Context:
         """Return the context of a left-padded batch, each row laid end to end from its parts."""
         context = cls.__new__(cls)
         longest = max(map(row_length, rows))
@@ -193,10 +193,10 @@ class Context:
     def _layers(self) -> list[_GrowingLayer]:
         return cast("list[_GrowingLayer]", self._cache.layers)
 
-    def _entered(self, graphs: DecodeGraphs, rows: int, shared: KeyValues) -> DecodeStep | None:
+    def _entered(self, graphs: Graphs, rows: int, shared: KeyValues) -> DecodeStep | None:
         """Return the graph's step for the next token, whose buffers hold the states so far; None: there is none."""
         like = [layer.buffers for layer in self._layers]
-        step = graphs.step(like, rows, self.length, shared.layers)
+        step = graphs.decode(like, rows, self.length, shared.layers)
         if step is not None and like[0][0].data_ptr() != step.buffers[0][0].data_ptr():
             for layer, (keys, values) in zip(self._layers, step.buffers, strict=True):
                 layer.move((keys[:rows], values[:rows]))
@@ -350,7 +350,7 @@ class PrefixCache:
     model: Any
     device: torch.device
     capacity: int
-    graphs: DecodeGraphs | None = None
+    graphs: Graphs | None = None
     _entries: OrderedDict[tuple[int, ...], KeyValues] = field(default_factory=OrderedDict[tuple[int, ...], KeyValues])
     ended: EndedTexts = field(init=False)
 

@@ -205,7 +205,8 @@ def _score_pack(
 ) -> None:
     """Score queries whose prompts all begin with the known tokens."""
     room = sum(_size(query, known.length) for query in queries.values())
-    forest = TokenForest(prefixes.model, known, prefixes.device, room=room)
+    forest = TokenForest(prefixes.model, known, prefixes.device, room=room, graphs=prefixes.graphs)
+    whole = all(len(query.trie.inner) <= WHOLE_NODES for query in queries.values())
     opened: list[tuple[Query, int]] = []
     for query in queries.values():
         query.place[0] = forest.append(query.prompt.ids[known.length :])
@@ -214,7 +215,7 @@ def _score_pack(
         if len(query.trie.inner) <= WHOLE_NODES:
             opened += _open(forest, query, query.trie.inner)
     while opened:
-        _read(forest, opened)
+        _read(forest, opened, whole)
         opened = []
         for i, query in list(queries.items()):
             chains = query.next_chains()
@@ -232,9 +233,9 @@ def _open(forest: TokenForest, query: Query, nodes: Sequence[int]) -> list[tuple
     return [(query, i) for i in nodes]
 
 
-def _read(forest: TokenForest, opened: Sequence[tuple[Query, int]]) -> None:
+def _read(forest: TokenForest, opened: Sequence[tuple[Query, int]], last: bool) -> None:
     """Run what was queued and give each opened node's children their log-probabilities."""
-    logits = forest.forward([query.place[i] for query, i in opened])
+    logits = forest.forward([query.place[i] for query, i in opened], last=last)
     found = log_probabilities(logits, [list(query.trie.nodes[i].children) for query, i in opened])
     for (query, i), values in zip(opened, found, strict=True):
         for child, value in zip(query.trie.nodes[i].children.values(), values, strict=True):

@@ -14,7 +14,7 @@ from limbeck.engine.callers import LanguageEngine
 from limbeck.engine.cascade import sliding_window, supports_sharing
 from limbeck.engine.drafts import Draft
 from limbeck.engine.generation import generate_batch
-from limbeck.engine.graphs import DecodeGraphs
+from limbeck.engine.graphs import Graphs
 from limbeck.engine.loading import LoadedModel
 from limbeck.engine.prefix_cache import PrefixCache
 from limbeck.engine.requests import GenerateRequest, Message, ScoreRequest
@@ -53,7 +53,7 @@ class TorchEngine(LanguageEngine[Job]):
         pack_tokens = _PACK_TOKENS.get(loaded.device.type, _PACK_TOKENS_GPU)
         self._limits = Limits(max_batch, max_batch_tokens, pack_tokens)
         on_gpu = loaded.device.type == "cuda" and supports_sharing(loaded.model.config)
-        graphs = DecodeGraphs(loaded.model) if on_gpu else None
+        graphs = Graphs(loaded.model) if on_gpu else None
         self._prefixes = PrefixCache(loaded.model, loaded.device, prefix_cache_tokens, graphs)
         self._tries = lru_cache(maxsize=256)(self._make_trie)
         # One forward pass at a time: the cores are shared, and the prefix cache is not thread-safe.

@@ -11,14 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from limbeck.engine.graphs import Graphs
 from limbeck.engine.prefix_cache import Context, KeyValues
 
+Seen = npt.NDArray[np.bool_]
+
 ROOT = -1
-# Rows of logits turned to fp32 at once: 64 of 150,000 words are 38 MB.
-_CHUNK = 64
+# Rows of logits turned to fp32 at once: 64 of 150,000 words are 38 MB. A GPU takes more of them in one go.
+_CHUNK, _CHUNK_GPU = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -28,63 +33,81 @@ class _Chain:
     start: int
     ids: tuple[int, ...]
     depth: int
-    sees: Tensor
+    sees: Seen
 
 
 class TokenForest:
     """Tokens with parents over a prefix; `append` queues them, `forward` runs the queue in one pass."""
 
-    def __init__(self, model: Any, prefix: KeyValues, device: torch.device, *, room: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prefix: KeyValues,
+        device: torch.device,
+        *,
+        room: int,
+        graphs: Graphs | None = None,
+    ) -> None:
+        self._graphs = graphs
         self._context = Context(model, prefix, room=room)
         self._prefix = prefix
         self._device = device
         self._length = 0
         self._queue: list[_Chain] = []
         # For the last token of every chain: which tokens it sees [its index + 1], itself included.
-        self._sees: dict[int, Tensor] = {}
+        self._sees: dict[int, Seen] = {}
 
     def append(self, ids: Sequence[int], parent: int = ROOT) -> int:
         """Queue a chain of tokens under `parent` (what an earlier call returned, or ROOT); return its last token."""
         start, self._length = self._length, self._length + len(ids)
-        above = torch.zeros(start, dtype=torch.bool)
+        above = np.zeros(start, bool)
         if parent != ROOT:
             above[: parent + 1] = self._sees[parent]
         self._queue.append(_Chain(start, tuple(ids), int(above.sum()), above))
-        self._sees[self._length - 1] = torch.cat([above, torch.ones(len(ids), dtype=torch.bool)])
+        self._sees[self._length - 1] = np.concatenate([above, np.ones(len(ids), bool)])
         return self._length - 1
 
-    def forward(self, wanted: Sequence[int]) -> Tensor:
-        """Run the queued tokens; return the logits [wanted, vocabulary] after the wanted ones among them."""
+    def forward(self, wanted: Sequence[int], *, last: bool = False) -> Tensor:
+        """Run the queued tokens; return the logits [wanted, vocabulary] after the wanted ones among them.
+
+        `last`: nothing is asked of the forest afterwards, so that a graph can take the pass.
+        """
         start, skip = self._queue[0].start, self._prefix.length
         ids = [token for chain in self._queue for token in chain.ids]
         places = [skip + chain.depth + n for chain in self._queue for n in range(len(chain.ids))]
-        visible = torch.zeros(1, len(ids), skip + self._length, dtype=torch.bool)
-        visible[:, :, :skip] = True
+        visible = np.zeros((len(ids), skip + self._length), bool)
+        visible[:, :skip] = True
         for chain in self._queue:
             stop = chain.start + len(chain.ids)
-            rows = visible[0, chain.start - start : stop - start, skip:]
+            rows = visible[chain.start - start : stop - start, skip:]
             rows[:, : chain.start] = chain.sees
-            rows[:, chain.start : stop] = torch.ones(len(chain.ids), len(chain.ids), dtype=torch.bool).tril()
+            rows[:, chain.start : stop] = np.tri(len(chain.ids), dtype=bool)
         self._queue = []
-        return self._context.forward(
+        given = (
             torch.tensor([ids], device=self._device),
             torch.tensor([places], device=self._device),
-            visible.to(self._device),
+            torch.from_numpy(visible).unsqueeze(0).to(self._device),
             torch.tensor(wanted, device=self._device) - start,
-        )[0]
+        )
+        if last and self._graphs and not start:
+            logits = self._graphs.read(self._prefix.layers, *given)
+            if logits is not None:
+                return logits
+        return self._context.forward(*given)[0]
 
     def path(self, node: int) -> tuple[KeyValues, Tensor]:
         """Return all keys and values, and the columns of `node`'s ancestors and itself, prefix left out."""
-        columns = self._sees[node].nonzero().squeeze(1) + self._prefix.length
-        return self._context.key_values(), columns.to(self._device)
+        columns = np.flatnonzero(self._sees[node]) + self._prefix.length
+        return self._context.key_values(), torch.from_numpy(columns).to(self._device)
 
 
 def log_probabilities(logits: Tensor, picks: Sequence[Sequence[int]]) -> list[list[float]]:
     """Return for each row of logits [n, vocabulary] the log-probabilities of its picked tokens."""
     found: list[list[float]] = []
-    for start in range(0, len(picks), _CHUNK):
-        rows = logits[start : start + _CHUNK].float()
-        part = picks[start : start + _CHUNK]
+    chunk = _CHUNK if logits.device.type == "cpu" else _CHUNK_GPU
+    for start in range(0, len(picks), chunk):
+        rows = logits[start : start + chunk].float()
+        part = picks[start : start + chunk]
         width = max(1, *map(len, part))
         index = torch.tensor([[*row, *[0] * (width - len(row))] for row in part], device=rows.device)
         values = (rows.gather(1, index) - rows.logsumexp(1, keepdim=True)).tolist()

@@ -300,7 +300,7 @@ def inference(loaded: LoadedModel, calls: int, rounds: int) -> list[dict[str, An
         from transformers import GenerationConfig
 
         config = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        found = model.generate_batch(ids, generation_config=config)
+        found = model.generate_batch(ids, generation_config=config, persistent_manager=True)
         return sum(len(one.generated_tokens) for one in found.values())
 
     def scored() -> int:
@@ -322,6 +322,8 @@ def inference(loaded: LoadedModel, calls: int, rounds: int) -> list[dict[str, An
         print(json.dumps(one), flush=True)
         found.append(one)
     engine.close()
+    if hasattr(model, "_cached_continuous_batching_manager"):
+        model.destroy_cached_continuous_batching_manager()
     return found
 
 

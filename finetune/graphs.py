@@ -20,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from limbeck.engine.cascade import attention
+from limbeck.engine.norms import fused_norms
 from limbeck.finetune.fused_lora import fused_lora
 from limbeck.finetune.objectives import Objective, branch_weights
 from limbeck.finetune.packing import Group, Tree
@@ -219,15 +220,17 @@ class StepGraphs:
 
     def _place_gradients(self) -> None:
         """Make the gradients of the parameters lie where the graphs add to them."""
+        empty = [place for p, place in zip(self._parameters, self._gradients, strict=True) if p.grad is None]
+        if empty:
+            torch._foreach_zero_(empty)
         for parameter, place in zip(self._parameters, self._gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = place.zero_()
-            elif parameter.grad is not place:
-                parameter.grad = place.copy_(parameter.grad)
+            if parameter.grad is not None and parameter.grad is not place:
+                place.copy_(parameter.grad)
+            parameter.grad = place
 
     def _made(self, shape: Shape, given: Inputs) -> bool:
         def run() -> torch.Tensor:
-            with attention(self._model, _NAME, padded_attention), fused_lora(self._model):
+            with attention(self._model, _NAME, padded_attention), fused_lora(self._model), fused_norms(self._model):
                 loss = self._loss(shape, given)
                 loss.backward()
             return loss.detach()

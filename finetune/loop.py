@@ -224,7 +224,8 @@ class Run(Generic[Row]):
         self.accumulate = accumulate
         self.loaded, self.model = loaded, cast(Any, loaded.model)
         self.parameters = list(_trainable(self.model).values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        fused = True if loaded.device.type == "cuda" else None
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self.losses: list[float] = []
         self.tokens = 0
 

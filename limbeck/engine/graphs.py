@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from limbeck.engine.cascade import cascade_enabled
+from limbeck.engine.norms import fused_norms
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -106,7 +107,7 @@ class _Step:
         self._mask[:rows, 0, :, columns:] = self._lowest
 
     def _pass(self, **options: Any) -> Tensor:
-        with cascade_enabled(self._model):
+        with cascade_enabled(self._model), fused_norms(self._model):
             output = self._model(
                 input_ids=self._ids,
                 position_ids=self._positions,

@@ -7,10 +7,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import rms_norm
 
+# What was found of norms: looking waits for the device, which a pass that is captured may not.
+_PLAIN: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 # How far apart the two may be in units of the number type's precision: the rounding differs.
 _APART = 4
 
@@ -18,7 +21,7 @@ _APART = 4
 @contextmanager
 def fused_norms(model: torch.nn.Module) -> Generator[None]:
     """Compute the model's RMS norms by one kernel each for the duration; norms that are something else stay."""
-    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and _is_plain(m)]
+    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and _known_plain(m)]
     for norm in norms:
         norm.forward = partial(_forward, norm)
     try:
@@ -34,6 +37,12 @@ def _forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _epsilon(norm: Any) -> float | None:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _known_plain(norm: torch.nn.Module) -> bool:
+    if norm not in _PLAIN:
+        _PLAIN[norm] = _is_plain(norm)
+    return _PLAIN[norm]
 
 
 @torch.no_grad()

@@ -297,6 +297,22 @@ def test_the_shared_prompt_is_kept_between_calls(engine: TorchEngine):
     assert third.tokens_in > third.cached_tokens
 
 
+@pytest.mark.parametrize(
+    ("written", "temperature", "ends"),
+    [([1, 2, 3] * 32, 0.0, True), ([1, 2, 3] * 32, 0.7, False), ([*range(50), *range(46)], 0.0, False)],
+)
+def test_a_greedy_text_that_goes_round_in_circles_ends(
+    tiny_llama: LoadedModel, written: list[int], temperature: float, ends: bool
+):
+    chat = Chat(tiny_llama.tokenizer)
+    chat.stop_ids = frozenset()
+    draft = Draft(request("see you", temperature=temperature, max_tokens=500), Prompt((1,), 0), 500)
+    draft.written += [token + 20 for token in written]
+    found = draft.result(chat)
+    assert (found is not None) == ends
+    assert found is None or (found.finish_reason, found.tokens_out) == ("length", 96)
+
+
 def test_the_length_is_a_limit(engine: TorchEngine):
     (found,) = engine.generate_many([request("see you", max_tokens=1)])
     assert (found.tokens_out, found.finish_reason) == (1, "length")

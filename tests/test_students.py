@@ -64,8 +64,11 @@ def test_a_quick_run_of_a_program_that_reasons_makes_fewer_steps() -> None:
     program = dspy.ChainOfThought(cast(Any, task.program.predictors()[0]).signature)
     reasons = replace(direct, task=replace(task, program=program))
     quick, standard = RunConfig("run"), RunConfig("run", effort="standard")
-    assert [len(gold_recipes(quick, plan)) for plan in (direct, reasons)] == [2, 1]
-    assert 2 * gold_recipes(quick, reasons)[0].epochs == gold_recipes(quick, direct)[0].epochs
+    assert [len(gold_recipes(quick, plan)) for plan in (direct, reasons)] == [1, 1]
+    assert 1.5 * gold_recipes(quick, reasons)[0].epochs == gold_recipes(quick, direct)[0].epochs
+    assert 6 * quick.spend.rows_to_label(False, True) <= quick.spend.rows_to_label(False, False)
+    assert (quick.spend.rows_to_test(False), quick.spend.rows_to_test(True)) == (400, 66)
     assert [len(gold_recipes(standard, plan)) for plan in (direct, reasons)] == [3, 3]
     assert gold_recipes(standard, reasons)[0].epochs == gold_recipes(standard, direct)[0].epochs
+    assert standard.spend.rows_to_test(True) == standard.spend.rows_to_test(False)
     assert (looks(direct), looks(reasons)) == (2, 1)

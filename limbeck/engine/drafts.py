@@ -18,6 +18,8 @@ from limbeck.engine.requests import GenerateRequest, Generation
 _NUCLEUS = 256
 # Tokens before a stop string that are read with it: a text's first token may lose its blank.
 _MARGIN = 4
+# A greedy text goes round in circles where its last tokens, so many of them, have a period of at most so many.
+_CIRCLES, _PERIOD, _LOOK_EVERY = 96, 32, 8
 
 
 @dataclass
@@ -53,14 +55,22 @@ class Draft:
         tail = chat.text(self.written[-most - _MARGIN :])
         return any(stop in tail for stop in self.request.stop)
 
+    def _circles(self) -> bool:
+        """Whether a greedy text only repeats itself: small models do so until the limit ends them."""
+        if self.request.temperature > 0 or len(self.written) < _CIRCLES or len(self.written) % _LOOK_EVERY:
+            return False
+        last = self.written[-_CIRCLES:]
+        return any(last[period:] == last[:-period] for period in range(1, _PERIOD + 1))
+
     def result(self, chat: Chat) -> Generation | None:
         """Return the finished text, or None while it goes on."""
         ended = bool(self.written) and self.written[-1] in chat.stop_ids
-        if not (ended or len(self.written) >= self.max_tokens or self._may_stop(chat)):
+        full = len(self.written) >= self.max_tokens or self._circles()
+        if not (ended or full or self._may_stop(chat)):
             return None
         text = chat.text(self.written[:-1] if ended else self.written)
         cuts = [at for at in map(text.find, self.request.stop) if at >= 0]
-        if not (ended or cuts or len(self.written) >= self.max_tokens):
+        if not (ended or cuts or full):
             return None
         reason: Literal["stop", "length"] = "stop" if ended or cuts else "length"
         return Generation(

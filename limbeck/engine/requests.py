@@ -13,8 +13,9 @@ Message = tuple[str, str]
 class GenerateRequest:
     """One text to write: `messages` are (role, content) pairs, `max_tokens` counts new tokens.
 
-    `temperature` 0 is greedy. Sampling depends only on `seed` and the token's position, never on other
-    requests. `stop` strings end the text and are cut off; `assistant_prefix` opens the assistant's turn.
+    `temperature` 0 is greedy; a greedy text that only repeats itself (96 tokens, a period of at most 32) ends as if by
+    its limit. Sampling depends only on `seed` and the token's position, never on other requests. `stop` strings end the
+    text and are cut off; `assistant_prefix` opens the assistant's turn.
 
     >>> GenerateRequest((("user", "Hello"),), max_tokens=8).temperature
     0.0

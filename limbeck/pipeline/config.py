@@ -30,9 +30,10 @@ class Effort:
     """How much one effort level spends; counts are rows, `samples` answers per open input.
 
     `open_rows` stands for `pool_rows` and `synthetic_rows` where answers are written instead of scored: each then
-    costs `samples` texts. Programs that reason write several times as much a row and get a quarter of the rows; where
-    `brief`, they are also trained at the first learning rate alone and in half the passes of other texts. `demos`
-    says which prompts the student is tried with: without the demonstrations, with them, or both.
+    costs `samples` texts. Programs that reason write several times as much a row and get a quarter of the rows. Where
+    `brief`, what is written is trained at the first learning rate alone and in fewer passes, and programs that reason
+    get a sixth of the rows, of the test rows too, and a second try at the labelled ones, no third. `demos` says which
+    prompts the student is tried with: without the demonstrations, with them, or both.
     """
 
     folds: int
@@ -49,25 +50,34 @@ class Effort:
     demos: tuple[bool, ...] = (False,)
     brief: bool = False
 
-    def passes(self, closed: bool, reasons: bool) -> tuple[int, int]:
-        """Return the passes over the labels alone and over all rows; whole texts take twice as many as labels."""
-        factor = 1 if closed or (self.brief and reasons) else 2
+    def passes(self, closed: bool, reasons: bool) -> tuple[float, float]:
+        """Return the passes over the labels alone and over all rows; whole texts take more than labels."""
+        factor = 1.0 if closed or (self.brief and reasons) else 1.5 if self.brief else 2.0
         return factor * self.gold_epochs, factor * self.student_epochs
 
-    def rates(self, reasons: bool) -> tuple[float, ...]:
+    def rates(self, closed: bool) -> tuple[float, ...]:
         """Return the learning rates that are tried on the labels alone."""
-        return self.learning_rates[:1] if self.brief and reasons else self.learning_rates
+        return self.learning_rates if closed or not self.brief else self.learning_rates[:1]
 
     def rows_to_label(self, closed: bool, reasons: bool) -> int:
         """Return how many unlabelled rows are labelled at most."""
-        return self.pool_rows if closed else min(self.pool_rows, self._open(reasons))
+        return self.pool_rows if closed else min(self.pool_rows, self._part(self.open_rows, reasons))
 
     def rows_to_have(self, closed: bool, reasons: bool) -> int:
         """Return how many rows there should be, written ones included."""
-        return self.synthetic_rows if closed else min(self.synthetic_rows, self._open(reasons))
+        return self.synthetic_rows if closed else min(self.synthetic_rows, self._part(self.open_rows, reasons))
 
-    def _open(self, reasons: bool) -> int:
-        return self.open_rows // 4 if reasons else self.open_rows
+    def rows_to_test(self, reasons: bool) -> int:
+        """Return how many test rows are used at most (0: all)."""
+        return self._part(self.test_rows, reasons) if self.brief else self.test_rows
+
+    @property
+    def tries(self) -> int:
+        """How often the teacher may try a labelled row whose rationale is wanted."""
+        return min(2, self.samples) if self.brief else self.samples
+
+    def _part(self, rows: int, reasons: bool) -> int:
+        return rows // (6 if self.brief else 4) if reasons else rows
 
 
 EFFORTS: Mapping[str, Effort] = {

@@ -321,7 +321,7 @@ def trusted_gold(context: Context, program: dspy.Module, gold: Sequence[Record])
 
     def work() -> dict[str, Any]:
         found: list[dict[str, Any]] = []
-        for sample in range(context.spend.samples):
+        for sample in range(context.spend.tries):
             left = [i for i in range(len(gold)) if all(f["row"] != i for f in found)]
             if not left:
                 break

@@ -120,9 +120,9 @@ def _count(config: RunConfig, task: Task) -> _Counts:
     from limbeck.models import CompactAdapter
 
     spend = config.spend
-    limit = spend.test_rows if config.test_rows is None else config.test_rows
-    split = make_split(task, seed=config.seed, n_folds=spend.folds, max_test=limit or None)
     plan = StudentPlan(config.student, CompactAdapter(), task)
+    limit = spend.rows_to_test(plan.writes_more) if config.test_rows is None else config.test_rows
+    split = make_split(task, seed=config.seed, n_folds=spend.folds, max_test=limit or None)
     size, gold = _sizes(plan, split.gold, spend), len(split.gold)
     most = spend.rows_to_label(plan.closed, plan.writes_more) if config.pool_rows is None else config.pool_rows
     pool = min(len(task.unlabeled), most)
@@ -163,7 +163,7 @@ def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
 
     found = [
         line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),
-        line("labels alone", [replace(shown, count=n.gold * n.samples * n.plan.writes_more)], tuned),
+        line("labels alone", [replace(shown, count=n.gold * config.spend.tries * n.plan.writes_more)], tuned),
         line("synthesize", writing(n.written, n.pool)),
     ]
     if config.judge:

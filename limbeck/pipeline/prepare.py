@@ -104,7 +104,8 @@ def prepare(folder: RunFolder, task: Task) -> Context:
     config = folder.config
     for text in task.warnings:
         folder.warn(text)
-    limit = config.spend.test_rows if config.test_rows is None else config.test_rows
+    reasons = StudentPlan(config.student, None, task).writes_more
+    limit = config.spend.rows_to_test(reasons) if config.test_rows is None else config.test_rows
     teacher = None if config.weak else _connect(folder, config.teacher, config.api_base or None, "teacher")
     student = _connect(folder, _for_transformers(config.student), None, "student")
     teacher = student if teacher is None else teacher  # where a weak model labels, no stage asks a teacher

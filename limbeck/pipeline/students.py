@@ -98,7 +98,7 @@ class Recipe:
 def gold_recipes(config: RunConfig, plan: StudentPlan) -> list[Recipe]:
     """Return the recipes that are tried on the labels alone: learning rates, and what of an encoder is trained."""
     epochs, _ = config.spend.passes(plan.closed, plan.writes_more)
-    rates = config.spend.rates(plan.writes_more)
+    rates = config.spend.rates(plan.closed)
     recipes = [Recipe(lr, epochs, batch_size=8, seed=config.seed) for lr in rates]
     if not is_encoder(config.student):
         return recipes

@@ -64,12 +64,28 @@ if TYPE_CHECKING:
     from limbeck.pipeline.config import RunConfig, Stage
 
 app = typer.Typer(
-    help="From tens of labels to a small model you own.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from limbeck import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From tens of labels to a small model you own."""
 
 
 def _name_of(path: Path) -> str:

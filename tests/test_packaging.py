@@ -13,6 +13,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import limbeck
 
@@ -163,3 +164,10 @@ def test_every_public_name_loads(name: str):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         limbeck.nothing  # noqa: B018
+
+
+def test_the_command_tells_its_version() -> None:
+    from limbeck.cli import app
+
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"{limbeck.__version__}\n")

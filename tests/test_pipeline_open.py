@@ -126,6 +126,34 @@ def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embed
         assert total == first + second + (first % 3 == 0)
 
 
+def _rarely_right(body: Body, n: int) -> Reply:
+    """Add up the last question, of the labelled ones rightly that of two alone."""
+    numbers = [int(x) for x in re.findall(r"\d+", str(body["messages"][-1]["content"]))]
+    if len(numbers) < 2:
+        return answer("no sum")
+    total = numbers[-2] + numbers[-1] + (numbers[-2] < 40 and numbers[-2] != 2)
+    return answer(f"[[ ## reasoning ## ]]\n{numbers[-2]} + {numbers[-1]} = {total}\n\n[[ ## answer ## ]]\n{total}")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_right_in_one_fold_alone_leaves_fixed_defaults(tmp_path: Path, embedded: Any) -> None:
+    with serve(_rarely_right) as server:
+        config = RunConfig(
+            out=str(tmp_path / "run"),
+            labels=write_rows(tmp_path / "labels.jsonl", [_sum(i) for i in range(6)]),
+            output=("answer",),
+            test=write_rows(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 42)]),
+            unlabeled=write_rows(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 63)]),
+            synthetic_rows=0,
+            teacher="openai/gpt-5-mini",
+            api_base=server.url,
+        )
+        report = run(config).report
+    assert report is not None
+    assert any("no-folds" in text for text in report["warnings"])
+    assert "student_gold_only" in report["systems"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["self_instruct", "star", "evol_instruct"])
 def test_the_dry_run_counts_the_calls_of_a_method(tmp_path: Path, embedded: Any, method: str) -> None:

@@ -45,7 +45,7 @@ def choose(gold: Tuned, student: Tuned | None, base: Sequence[float], *, blind: 
     scores = {BASE: float(np.mean(base)) if len(base) else float("nan")}
     if not gold.scores:
         fallback = STUDENT if student is not None else GOLD_ONLY
-        return Choice(fallback, "a fixed default: with one label a class there are no folds to choose on", {})
+        return Choice(fallback, "a fixed default: there are no folds to choose on", {})
     scores[GOLD_ONLY] = gold.score
     best = GOLD_ONLY
     if student is not None:

@@ -168,6 +168,12 @@ class _Way:
         """Tune and train the student on the labels alone: the strong opponent, and a labeler."""
         context = self.context
         self.gold = self._gold_rows()
+        if any(not self._gold_outside(fold) for fold in range(context.split.n_folds)):
+            context.run.warn(
+                "no-folds: the teacher got no labelled row outside of a fold right: fixed defaults take the place of "
+                "out-of-fold choices; a stronger --teacher may help"
+            )
+            context = self.context = replace(context, split=replace(context.split, n_folds=0))
         recipes = gold_recipes(context.config, context.plan)
         context.run.reporter.stage("learn from the labels alone")
 

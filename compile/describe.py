@@ -83,6 +83,15 @@ def is_opaque(label: str) -> bool:
     return capitals or len(word) <= 2 or not word.isalpha() or not _VOWELS & set(word)
 
 
+def asked_labels(labels: Sequence[str], max_calls: int = MAX_CALLS) -> list[str]:
+    """Return the labels that a description is asked for: all, or of many the opaque ones.
+
+    >>> asked_labels(("HUM", "place"), 2), asked_labels(("HUM", "place"), 1)
+    (['HUM', 'place'], ['HUM'])
+    """
+    return [label for label in labels if len(labels) <= max_calls or is_opaque(label)]
+
+
 def describe_labels(
     task: Task,
     rows: Sequence[dspy.Example],
@@ -101,8 +110,7 @@ def describe_labels(
     """
     if not task.labels:
         raise InputError(f"task {task.name!r} has no closed set of labels to describe")
-    few = len(task.labels) <= max_calls
-    asked = [label for label in task.labels if few or is_opaque(label)]
+    asked = asked_labels(task.labels, max_calls)
     contrast = _OTHERS if len(asked) <= max_calls else 0
     settings = {"lm": lm, **({"adapter": adapter} if adapter is not None else {})}
     describer = LabelDescriber()

@@ -359,6 +359,18 @@ def test_dry_run_counts_further_rounds_at_their_most(config: RunConfig) -> None:
     assert more.minutes > 0
 
 
+def test_dry_run_counts_the_calls_that_describe_opaque_labels(config: RunConfig, tmp_path: Path) -> None:
+    def compile_calls(names: dict[str, str]) -> int:
+        rows = [{**row, "label": names[row["label"]]} for row in _rows(12)]
+        labels = write_rows(tmp_path / f"{names['weather']}.jsonl", rows)
+        lines = forecast(replace(config, labels=labels, test="")).lines
+        return next(line.calls for line in lines if line.stage == "compile")
+
+    plain = compile_calls({"weather": "weather", "traffic": "traffic"})
+    # Both prompts with descriptions as well; each label described on all rows and on those outside each fold.
+    assert compile_calls({"weather": "WTR", "traffic": "TRF"}) == 2 * plain + 2 * (1 + SMALL.folds)
+
+
 def test_dry_run_counts_what_a_method_says_of_its_cost(config: RunConfig) -> None:
     def calls(*method: str) -> int:
         lines = forecast(replace(config, method=method, synthetic_rows=20)).lines

@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from limbeck.compile.dedup import record_text
-from limbeck.compile.describe import is_opaque
+from limbeck.compile.describe import asked_labels, is_opaque
 from limbeck.compile.optimizers import INSTRUCTING, Optimizer, RandomSearch, built_in, for_effort
 from limbeck.compile.split import make_split
 from limbeck.compile.synthesizers import cost_of, load_method, portions_of
@@ -30,8 +30,8 @@ from limbeck.task import Task
 
 _FLOPS = 250e9
 _CHARACTERS_PER_TOKEN = 4
-# Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts, of one that asks for a judgement.
-_TURN, _RATIONALE, _WRITING, _JUDGING = 16, 80, 300, 120
+# Tokens of a turn's frame, of a rationale, of a prompt that asks for new texts, a judgement or a description.
+_TURN, _RATIONALE, _WRITING, _JUDGING, _DESCRIBING = 16, 80, 300, 120, 200
 # Of a passage of documents: 200 words.
 _PASSAGE = 270
 # A forward and backward pass of LoRA training costs about four times a forward pass.
@@ -161,8 +161,14 @@ def _lines(config: RunConfig, task: Task, n: _Counts) -> tuple[Line, ...]:
         row = size.row + (0 if closed else 3 * passage)
         return [replace(shown, row=row, count=round((real + made.answers) * n.samples)), texts]
 
+    prompts = [bare, shown]
+    if _describes(config, task):
+        prompts *= 2
+        # Of each label on all rows, and for each fold on the others.
+        told = 0 if task.label_descriptions else len(asked_labels(task.labels)) * (1 + n.folds)
+        prompts.append(_Calls(told, 0, _DESCRIBING, size.row, told))
     found = [
-        line("compile", [bare, shown] * (2 if _describes(config, task) else 1)),
+        line("compile", prompts),
         line("labels alone", [replace(shown, count=n.gold * config.spend.tries * n.plan.writes_more)], tuned),
         line("synthesize", writing(n.written, n.pool)),
     ]

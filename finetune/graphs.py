@@ -20,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from limbeck.engine.cascade import attention
+from limbeck.engine.graphs import captured, padded
 from limbeck.engine.norms import fused_norms
 from limbeck.finetune.fused_lora import fused_lora
 from limbeck.finetune.objectives import Objective, branch_weights
@@ -32,7 +33,6 @@ _LENGTHS, _COUNTS = 32, 64
 _SMALL_TOKENS, _MOST_PADDING = 4096, 1.25
 # Shapes that have a graph at once, each with static inputs; what comes beyond them is computed as before.
 _MOST_GRAPHS = 24
-_WARM_UPS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +59,11 @@ def shape_of(prefix: int, trees: Sequence[Tree]) -> Shape:
     return Shape(
         prefix=prefix,
         rows=len(trees),
-        length=_up(max(len(tree.tokens) for tree in trees), _LENGTHS),
-        positions=_up(sum(tree.positions for tree in trees), _COUNTS),
-        edges=_up(sum(len(tree.edges) for tree in trees), _COUNTS),
+        length=padded(max(len(tree.tokens) for tree in trees), _LENGTHS),
+        positions=padded(sum(tree.positions for tree in trees), _COUNTS),
+        edges=padded(sum(len(tree.edges) for tree in trees), _COUNTS),
         chains=all(len(tree.paths) == 1 for tree in trees),
     )
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,10 @@ class StepGraphs:
         self._pool: Any = torch.cuda.graph_pool_handle() if capture else None
         self._failed = False
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._gradients = [torch.zeros_like(p) for p in self._parameters]
+        # One piece of memory, so that all are zeroed at once; trainable weights are of one type.
+        sizes, first = [p.numel() for p in self._parameters], self._parameters[0]
+        self._flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        self._gradients = [g.view_as(p) for g, p in zip(self._flat.split(sizes), self._parameters, strict=True)]
 
     @property
     def captured(self) -> int:
@@ -220,11 +219,13 @@ class StepGraphs:
 
     def _place_gradients(self) -> None:
         """Make the gradients of the parameters lie where the graphs add to them."""
-        empty = [place for p, place in zip(self._parameters, self._gradients, strict=True) if p.grad is None]
-        if empty:
-            torch._foreach_zero_(empty)
+        new = all(parameter.grad is None for parameter in self._parameters)
+        if new:
+            self._flat.zero_()
         for parameter, place in zip(self._parameters, self._gradients, strict=True):
-            if parameter.grad is not None and parameter.grad is not place:
+            if parameter.grad is None and not new:
+                place.zero_()
+            elif parameter.grad is not None and parameter.grad is not place:
                 place.copy_(parameter.grad)
             parameter.grad = place
 
@@ -245,24 +246,11 @@ class StepGraphs:
     def _captured(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """Return what replays `run`, whose own gradients are taken back."""
         before = [gradient.clone() for gradient in self._gradients]
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    run()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                loss = run()
+            return captured(run, self._pool)
         finally:
             for gradient, kept in zip(self._gradients, before, strict=True):
                 gradient.copy_(kept)
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return loss
-
-        return replay
 
     def _loss(self, shape: Shape, given: Inputs) -> torch.Tensor:
         output = self._model(

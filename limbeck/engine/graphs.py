@@ -42,8 +42,35 @@ def _like(pairs: Pairs, batch: int, tokens: int) -> list[tuple[Tensor, Tensor]]:
     return [(zeros(keys), zeros(values)) for keys, values in pairs]
 
 
-def _padded(number: int, step: int) -> int:
+def padded(number: int, step: int) -> int:
+    """Return the number rounded up to a multiple of `step`.
+
+    >>> padded(33, 32)
+    64
+    """
     return -(-number // step) * step
+
+
+def captured(run: Callable[[], Tensor], pool: Any = None) -> Callable[[], Tensor]:
+    """Return what replays `run` as a CUDA graph, with the same tensors in the same places; `run` is called before.
+
+    What replays returns the same tensor each time. `pool` is memory that other graphs share, which run by turns. Raises
+    RuntimeError for what cannot be captured, such as a look at a value.
+    """
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 class _FixedLayer(DynamicLayer):
@@ -85,20 +112,7 @@ class _Step:
 
     def capture(self) -> None:
         """Make a graph of the pass."""
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                self._forward()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = self._forward()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        self._run = replay
+        self._run = captured(self._forward)
 
     def _look(self, visible: Tensor) -> None:
         """Write what sees what; `visible` [n, q, columns] is the mask's first part, the rest is seen by none."""
@@ -190,14 +204,14 @@ class Graphs:
 
     def decode(self, like: Pairs, rows: int, length: int, shared: Pairs) -> DecodeStep | None:
         """Return the step for so many rows whose next token is number `length`; None where there is no graph for it."""
-        size = 1 << (rows - 1).bit_length(), _padded(length + _ROOM, _COLUMNS), _tokens(shared)
+        size = 1 << (rows - 1).bit_length(), padded(length + _ROOM, _COLUMNS), _tokens(shared)
         return self._found(DecodeStep, size, like, shared)
 
     def read(self, shared: Pairs, ids: Tensor, positions: Tensor, visible: Tensor, wanted: Tensor) -> Tensor | None:
         """Return the logits [wanted, vocabulary] of tokens [1, n] behind the shared prompt; None: there is no graph."""
         if not shared:
             return None
-        size = _padded(ids.shape[1], _TOKENS), _padded(len(wanted), _KEPT), _tokens(shared)
+        size = padded(ids.shape[1], _TOKENS), padded(len(wanted), _KEPT), _tokens(shared)
         step = self._found(ReadStep, size, shared, shared)
         return step(ids, positions, visible[:, :, size[2] :], wanted) if step else None
 

@@ -23,6 +23,8 @@ from limbeck.pipeline.students import CALLERS, Matrix, Recipe
 from limbeck.stats import mean_gap
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
+# Rows that run alone for the latency where programs reason, the first of which is not counted: each takes up to a minute.
+_REASONED_ALONE = 2
 _PROBES = {"probe": "linear_probe", "encoder": "encoder_probe"}
 
 
@@ -92,6 +94,7 @@ def _measure(
         adapter=adapter or context.plan.adapter,
         threads=threads,
         progress=progress,
+        latency_rows=_REASONED_ALONE if context.plan.writes_more else LATENCY_ROWS,
     )
 
 

@@ -23,7 +23,7 @@ from limbeck.pipeline.students import CALLERS, Matrix, Recipe
 from limbeck.stats import mean_gap
 
 STUDENT, GOLD_ONLY, BASE = "student", "student_gold_only", "student_base"
-# Rows that run alone for the latency where programs reason, the first of which is not counted: each takes up to a minute.
+# Rows that run alone for the latency where programs reason, the first not counted: each takes up to a minute.
 _REASONED_ALONE = 2
 _PROBES = {"probe": "linear_probe", "encoder": "encoder_probe"}
 

@@ -38,7 +38,7 @@ class Layout:
     given: dict[int, Pair] | None = None
 
 
-def _fused(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
+def fused_attend(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
     """Return what `attend` does, by torch's fused kernel: for long rows and for CUDA."""
     batch, heads, length, width = query.shape
     groups, prefix = shared[0].shape[1:3]
@@ -53,10 +53,10 @@ def _fused(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tenso
 def _attend(query: torch.Tensor, shared: Pair, own: Pair, bias_B11TT: torch.Tensor, scale: float) -> torch.Tensor:
     keys = shared[0].shape[2] + own[0].shape[2]
     small = query.device.type == "cpu" and keys <= MATERIALIZED_KEYS
-    return (attend if small else _fused)(query, shared, own, bias_B11TT, scale)
+    return (attend if small else fused_attend)(query, shared, own, bias_B11TT, scale)
 
 
-def _attend_prefix(query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor:
+def attend_prefix(query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor:
     """Return the [1, H, P, D] output of causal attention within the prefix."""
     length = query.shape[2]
     if query.device.type != "cpu" or length > MATERIALIZED_KEYS:
@@ -100,7 +100,7 @@ def shared_prefix_attention(
     if layout.given is not None:
         prefix = layout.given[module.layer_idx]
     if inline:
-        outputs.append(_attend_prefix(query[:, :, :inline], prefix, scale).transpose(1, 2))
+        outputs.append(attend_prefix(query[:, :, :inline], prefix, scale).transpose(1, 2))
     if layout.keep:
         layout.kept[module.layer_idx] = prefix
     if layout.pack is not None:

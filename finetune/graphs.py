@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from limbeck.engine.cascade import attention
 from limbeck.engine.graphs import captured, padded
 from limbeck.engine.norms import fused_norms
+from limbeck.finetune.attention import attend_prefix, fused_attend
 from limbeck.finetune.fused_lora import fused_lora
 from limbeck.finetune.objectives import Objective, branch_weights
-from limbeck.finetune.packing import Group, Tree
+from limbeck.finetune.packing import Group, Tree, ancestor_bias
 
 _NAME = "limbeck_padded_rows"
 # Lengths and counts are rounded up to multiples of these, so that steps find the graph of an earlier one.
@@ -72,7 +73,7 @@ class Inputs:
 
     `ids` and `positions` are [tokens], `keep` [positions] the tokens whose logits are needed; `parents` [edges] index
     `keep`, `targets` [edges] the flattened logits, `weights` [edges] is what the scored tokens' losses are multiplied
-    by. `bias` [rows, 1, length, prefix + length] is 0 where a token sees another and -inf elsewhere, None for chains.
+    by. `bias` [rows, 1, 1, length, length] is `ancestor_bias`, None for chains.
     """
 
     ids: torch.Tensor
@@ -117,14 +118,7 @@ def inputs_of(
         for path, weight in zip(tree.paths, of_branch, strict=True):
             factors[[first + edge for edge in path]] += weight
         kept += len(places)
-    bias = None
-    if not shape.chains:
-        seen = np.full((shape.rows, 1, shape.length, shape.length), -np.inf, np.float32)
-        seen[..., np.arange(shape.length), np.arange(shape.length)] = 0.0  # padding sees itself: no empty softmax
-        for row, tree in enumerate(trees):
-            n = len(tree.tokens)
-            seen[row, 0, :n, :n][tree.ancestors()] = 0.0
-        bias = pad(torch.from_numpy(seen), (shape.prefix, 0)).to(device, model.dtype)
+    bias = None if shape.chains else ancestor_bias(trees, shape.length).to(device, model.dtype)
     exact = torch.promote_types(model.dtype, torch.float32)
 
     def tensor(values: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -157,23 +151,20 @@ def padded_attention(
         raise RuntimeError("attention of padded rows needs their shape")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     prefix, outputs = shape.prefix, list[torch.Tensor]()
-    asked, *shared = (x[:, :, :prefix] for x in (query, key, value))
+    shared = (key[:, :, :prefix], value[:, :, :prefix])
     if prefix:
-        whole = scaled_dot_product_attention(asked, shared[0], shared[1], is_causal=True, scale=scale, enable_gqa=True)
-        outputs.append(whole.transpose(1, 2))
-    own = [x[0, :, prefix:].unflatten(1, (shape.rows, shape.length)).transpose(0, 1) for x in (query, key, value)]
-    keys, values = (
-        torch.cat([x.expand(shape.rows, -1, -1, -1), y], dim=2) for x, y in zip(shared, own[1:], strict=True)
+        outputs.append(attend_prefix(query[:, :, :prefix], shared, scale).transpose(1, 2))
+    asked, *own = (
+        x[0, :, prefix:].unflatten(1, (shape.rows, shape.length)).transpose(0, 1) for x in (query, key, value)
     )
     if bias is None:
+        keys, values = (
+            torch.cat([x.expand(shape.rows, -1, -1, -1), y], dim=2) for x, y in zip(shared, own, strict=True)
+        )
         causal: Any = causal_lower_right(shape.length, prefix + shape.length)
-        rows = scaled_dot_product_attention(own[0], keys, values, attn_mask=causal, scale=scale, enable_gqa=True)
+        rows = scaled_dot_product_attention(asked, keys, values, attn_mask=causal, scale=scale, enable_gqa=True)
     else:
-        heads, groups = query.shape[1], key.shape[1]
-        folded = own[0].unflatten(1, (groups, heads // groups)).flatten(2, 3)
-        mask = bias.repeat(1, 1, heads // groups, 1)
-        rows = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-        rows = rows.unflatten(2, (heads // groups, shape.length)).flatten(1, 2)
+        rows = fused_attend(asked, shared, (own[0], own[1]), bias, scale)
     outputs.append(rows.transpose(1, 2).flatten(0, 1)[None])
     return torch.cat(outputs, dim=1), None
 

@@ -174,16 +174,22 @@ class Pack:
     reference: torch.Tensor
 
 
+def ancestor_bias(trees: Sequence[Tree], length: int) -> torch.Tensor:
+    """Return [rows, 1, 1, length, length]: 0 where a token of a row sees another one of it, else -inf."""
+    bias = np.full((len(trees), 1, 1, length, length), -np.inf, dtype=np.float32)
+    bias[..., np.arange(length), np.arange(length)] = 0.0  # padding sees itself: no empty softmax
+    for i, tree in enumerate(trees):
+        n = len(tree.tokens)
+        bias[i, 0, 0, :n, :n][tree.ancestors()] = 0.0
+    return torch.from_numpy(bias)
+
+
 def _block(trees: Sequence[Tree], starts: Sequence[int], device: torch.device) -> Block:
     longest = max(len(tree.tokens) for tree in trees)
     gather = np.zeros((len(trees), longest), dtype=np.int64)
-    bias = np.full((len(trees), 1, 1, longest, longest), -np.inf, dtype=np.float32)
-    bias[..., np.arange(longest), np.arange(longest)] = 0.0  # padding sees itself: no empty softmax
     for i, (tree, start) in enumerate(zip(trees, starts, strict=True)):
-        n = len(tree.tokens)
-        gather[i, :n] = start + np.arange(n)
-        bias[i, 0, 0, :n, :n][tree.ancestors()] = 0.0
-    return Block(torch.from_numpy(gather).to(device), torch.from_numpy(bias).to(device))
+        gather[i, : len(tree.tokens)] = start + np.arange(len(tree.tokens))
+    return Block(torch.from_numpy(gather).to(device), ancestor_bias(trees, longest).to(device))
 
 
 def _attention_blocks(trees: Sequence[Tree], device: torch.device) -> tuple[tuple[Block, ...], torch.Tensor]:

@@ -27,9 +27,9 @@ from limbeck.finetune.seq2seq import read_branches, row_passes
 T = TypeVar("T")
 
 # Logits of one pass stay below this many fp32 values: 256 MB, three times that with their gradient. On a GPU eight
-# times as many where that is a small part of what is free.
+# times as many where that is a small part of its memory.
 _MAX_LOGITS, _MAX_LOGITS_GPU, _BYTES_A_LOGIT = 64_000_000, 512_000_000, 12
-_SMALL_PART = 4
+_SMALL_PART = 8
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _positions(model: Any) -> int:
     """Return how many positions of one pass may have logits."""
     device, most = next(model.parameters()).device, _MAX_LOGITS
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] // (_SMALL_PART * _BYTES_A_LOGIT)
-        most = max(_MAX_LOGITS, min(_MAX_LOGITS_GPU, free))
+        whole = torch.cuda.get_device_properties(device).total_memory
+        most = max(_MAX_LOGITS, min(_MAX_LOGITS_GPU, whole // (_SMALL_PART * _BYTES_A_LOGIT)))
     return max(1, most // model.config.get_text_config().vocab_size)
 
 

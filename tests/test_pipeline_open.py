@@ -91,6 +91,19 @@ def _sum(i: int) -> dict[str, Any]:
     return {"question": question, "answer": float(2 * i + 3)}
 
 
+def _sums(folder: Path, url: str, *, labels: int, test: int, pool: int) -> RunConfig:
+    """Return a run on so many sums of each use, with a teacher at `url`."""
+    return RunConfig(
+        out=str(folder / "run"),
+        labels=write_rows(folder / "labels.jsonl", [_sum(i) for i in range(labels)]),
+        output=("answer",),
+        test=write_rows(folder / "test.jsonl", [_sum(i) for i in range(40, 40 + test)]),
+        unlabeled=write_rows(folder / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 60 + pool)]),
+        teacher="openai/gpt-5-mini",
+        api_base=url,
+    )
+
+
 def _adder(body: Body, n: int) -> Reply:
     """Add up the last question; get the steps of every third one wrong, whenever it is asked."""
     system, last = str(body["messages"][0]["content"]), str(body["messages"][-1]["content"])
@@ -104,15 +117,7 @@ def _adder(body: Body, n: int) -> Reply:
 @pytest.mark.slow
 def test_a_task_with_a_rationale_learns_from_checked_steps(tmp_path: Path, embedded: Any) -> None:
     with serve(_adder) as server:
-        config = RunConfig(
-            out=str(tmp_path / "run"),
-            labels=write_rows(tmp_path / "labels.jsonl", [_sum(i) for i in range(8)]),
-            output=("answer",),
-            test=write_rows(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 43)]),
-            unlabeled=write_rows(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 64)]),
-            teacher="openai/gpt-5-mini",
-            api_base=server.url,
-        )
+        config = _sums(tmp_path, server.url, labels=8, test=3, pool=4)
         report = run(config).report
     assert report is not None
     assert report["systems"]["teacher"]["score"] > 0
@@ -138,16 +143,7 @@ def _rarely_right(body: Body, n: int) -> Reply:
 @pytest.mark.slow
 def test_a_teacher_that_is_right_in_one_fold_alone_leaves_fixed_defaults(tmp_path: Path, embedded: Any) -> None:
     with serve(_rarely_right) as server:
-        config = RunConfig(
-            out=str(tmp_path / "run"),
-            labels=write_rows(tmp_path / "labels.jsonl", [_sum(i) for i in range(6)]),
-            output=("answer",),
-            test=write_rows(tmp_path / "test.jsonl", [_sum(i) for i in range(40, 42)]),
-            unlabeled=write_rows(tmp_path / "pool.jsonl", [{"question": _sum(i)["question"]} for i in range(60, 63)]),
-            synthetic_rows=0,
-            teacher="openai/gpt-5-mini",
-            api_base=server.url,
-        )
+        config = replace(_sums(tmp_path, server.url, labels=6, test=2, pool=3), synthetic_rows=0)
         report = run(config).report
     assert report is not None
     assert any("no-folds" in text for text in report["warnings"])

@@ -9,6 +9,7 @@ takes over for as long as it fits.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, cast
@@ -89,7 +90,7 @@ class _FixedLayer(DynamicLayer):
         return keys, values
 
 
-class _Step:
+class _Step(ABC):
     """A pass of fixed shape behind a shared prompt of so many tokens; `like` are keys and values of the layers."""
 
     def __init__(self, model: Any, like: Pairs, shape: tuple[int, int], columns: int, shared: int) -> None:
@@ -131,8 +132,9 @@ class _Step:
             )
         return output.logits
 
+    @abstractmethod
     def _forward(self) -> Tensor:
-        raise NotImplementedError
+        """Run the pass over the tensors as they are; return the logits."""
 
 
 class DecodeStep(_Step):
@@ -220,7 +222,7 @@ class Graphs:
     ) -> Step | None:
         key = (kind, size)
         if key not in self._steps and not self._failed:
-            self._make(key, lambda: kind(self._model, like, *size), shared)
+            self._make(key, lambda: kind(self._model, like, *size))
         if key not in self._steps:
             return None
         self._steps.move_to_end(key)
@@ -229,7 +231,7 @@ class Graphs:
             step.see(shared)
         return step
 
-    def _make(self, key: Hashable, make: Callable[[], _Step], shared: Pairs) -> None:
+    def _make(self, key: Hashable, make: Callable[[], _Step]) -> None:
         before = torch.cuda.memory_reserved() if self._capture else 0
         try:
             step = make()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,18 @@ class TokenForest:
         graphs: Graphs | None = None,
     ) -> None:
         self._graphs = graphs
-        self._context = Context(model, prefix, room=room)
+        self._model, self._room = model, room
         self._prefix = prefix
         self._device = device
         self._length = 0
         self._queue: list[_Chain] = []
         # For the last token of every chain: which tokens it sees [its index + 1], itself included.
         self._sees: dict[int, Seen] = {}
+
+    @cached_property
+    def _context(self) -> Context:
+        """The prefix and what has been read behind it; a pass by a graph needs none."""
+        return Context(self._model, self._prefix, room=self._room)
 
     def append(self, ids: Sequence[int], parent: int = ROOT) -> int:
         """Queue a chain of tokens under `parent` (what an earlier call returned, or ROOT); return its last token."""
